@@ -1,0 +1,142 @@
+"""The limit: a bare pyzmq + msgpack + plyvel pipeline in the shape of Perdure's processes.
+
+Two workers, a router, tick batching, group commit, an answer only after fdatasync. No semantics: no
+request ids, deadlines, mailboxes, checks, turns or recovery. What it reaches is the ceiling of this
+architecture in Python on this machine, and Perdure is measured as a share of it. A call still has its
+own sequence number and its own future, since no system could answer calls one by one without them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgpack
+import zmq
+
+from benchmarks import limit_wire
+from benchmarks.contender import Child, Handle, Increment, object_name, stop_all
+
+__all__ = ["connect", "system"]
+
+WORKERS = 2
+
+
+class LimitSystem:
+    """The router and worker processes of the bare pipeline."""
+
+    forms = ("router", "direct")
+
+    def __init__(self) -> None:
+        self._children: list[Child] = []
+
+    def start(self, directory: Path) -> Handle:
+        """Start workers and router; both forms use the same processes."""
+        router = f"ipc://{directory}/router"
+        workers = [f"ipc://{directory}/worker{number}" for number in range(WORKERS)]
+        try:
+            for number, endpoint in enumerate(workers):
+                database = directory / f"database{number}"
+                self._children.append(Child("benchmarks.limit_worker", endpoint, os.fspath(database)))
+            self._children.append(Child("benchmarks.limit_router", router, *workers))
+            for child in self._children:
+                child.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return {"router": router, "workers": workers}
+
+    def pids(self) -> list[int]:
+        """Workers first, then the router."""
+        return [child.process.pid for child in self._children]
+
+    def stop(self) -> None:
+        """End the processes, the router first."""
+        stop_all(self._children)
+
+
+def system() -> LimitSystem:
+    """The servers, not started."""
+    return LimitSystem()
+
+
+class LimitClient:
+    """Tick-coalescing client: calls made in one loop tick leave as one message for each worker."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sockets: list[zmq.Socket[bytes]],
+        targets: list[zmq.Socket[bytes]],
+        keys: list[bytes],
+    ) -> None:
+        self._loop = loop
+        self._keys = keys
+        self._targets = targets
+        # A key's worker is computed once, as a library computes it once for each stub.
+        self._owners = [zlib.crc32(key) % WORKERS for key in keys]
+        self._sequence = 0
+        self._waiting: dict[int, asyncio.Future[int]] = {}
+        self._outgoing: list[tuple[list[int], list[bytes]]] = [([], []) for _ in range(WORKERS)]
+        self._flush_is_due = False
+        self._pack = msgpack.Packer(autoreset=True).pack
+        self._rechecks = [
+            limit_wire.watch(loop, socket, lambda socket=socket: self._on_readable(socket))  # type: ignore[misc]
+            for socket in sockets
+        ]
+
+    def increment(self, index: int) -> asyncio.Future[int]:
+        """A future of the counter's new value."""
+        future: asyncio.Future[int] = self._loop.create_future()
+        self._sequence = sequence = self._sequence + 1
+        self._waiting[sequence] = future
+        sequences, keys = self._outgoing[self._owners[index]]
+        sequences.append(sequence)
+        keys.append(self._keys[index])
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self._loop.call_soon(self._flush)
+        return future
+
+    def _flush(self) -> None:
+        self._flush_is_due = False
+        for number, outgoing in enumerate(self._outgoing):
+            if outgoing[0]:
+                self._outgoing[number] = ([], [])
+                self._targets[number].send(bytes((number,)) + self._pack(outgoing), zmq.NOBLOCK)
+        for recheck in self._rechecks:
+            recheck()
+
+    def _on_readable(self, socket: zmq.Socket[bytes]) -> None:
+        receive, get, take = socket.recv, socket.getsockopt, self._waiting.pop
+        events, pollin, noblock = zmq.EVENTS, zmq.POLLIN, zmq.NOBLOCK
+        # Bounded by the calls outstanding: nothing new is asked before this returns.
+        while get(events) & pollin:  # type: ignore[operator]
+            sequences, values = msgpack.unpackb(receive(noblock))
+            for sequence, value in zip(sequences, values, strict=True):
+                take(sequence).set_result(value)
+
+
+@asynccontextmanager
+async def connect(handle: Handle, form: str, objects: int, outstanding: int) -> AsyncIterator[Increment]:
+    """A client through the router, or with one socket for each worker."""
+    loop = asyncio.get_running_loop()
+    keys = [object_name(index).encode() for index in range(objects)]
+    context = zmq.Context()
+    if form == "router":
+        sockets = [limit_wire.connect(context, handle["router"])]
+        targets = sockets * WORKERS
+    else:
+        sockets = [limit_wire.connect(context, endpoint) for endpoint in handle["workers"]]
+        targets = sockets
+    try:
+        yield LimitClient(loop, sockets, targets, keys).increment
+    finally:
+        for socket in sockets:
+            loop.remove_reader(socket.getsockopt(zmq.FD))
+            socket.close()
+        context.term()

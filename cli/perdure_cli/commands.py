@@ -1,0 +1,181 @@
+"""The command line: options become a `RunConfig`, errors become one sentence and an exit code.
+
+Runs in the process that becomes the supervisor.  Only click is imported until a command runs, so that
+help and usage errors come at once.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from perdure.errors import PerdureError
+from perdure.limits import Limits
+from perdure.locate import DATA_DEFAULT
+from perdure_cli.errors import BadOption, CannotRun, RunExit
+
+if TYPE_CHECKING:
+    from perdure_cli.supervisor import RunConfig
+
+__all__ = ["main", "resolve_app", "resolve_bind"]
+
+_LIMITS = Limits()
+_ENGINES = ("leveldb", "memory")
+_LEVELS = ("debug", "info", "warning", "error")
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def resolve_app(text: str) -> str:
+    """Absolute path of the file that `text` names, or `text` when it is a module's dotted name.
+
+    Raises `BadOption` when it is neither.
+    """
+    path = Path(text)
+    if path.is_file():
+        return str(path.resolve())
+    if text.endswith(".py") or os.sep in text or path.exists():
+        raise BadOption(f"there is no file {text!r}: name a Python file or a module, like counter.py")
+    if not _MODULE.fullmatch(text):
+        raise BadOption(f"{text!r} is neither a Python file nor a module's dotted name")
+    return text
+
+
+def resolve_bind(text: str) -> str:
+    """A TCP endpoint of this machine alone, its host as a number.  Raises `BadOption`."""
+    scheme, _, address = text.partition("://")
+    host, _, port = address.rpartition(":")
+    if scheme != "tcp" or not host or not re.fullmatch(r"[0-9]{1,5}", port):
+        raise BadOption(f"--bind takes tcp://HOST:PORT, like tcp://127.0.0.1:7400, not {text!r}")
+    if not 1 <= int(port) <= 65_535:
+        raise BadOption(f"--bind needs a port from 1 to 65535, not {port}")
+    if host == "localhost":
+        host = "127.0.0.1"  # ZeroMQ binds to numbers only
+    try:
+        is_loopback = ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise BadOption(
+            f"--bind {text} would let other machines in, and callers are not authenticated yet: only "
+            "127.0.0.1 is allowed (reach it from elsewhere through a tunnel)"
+        )
+    return f"tcp://{host}:{int(port)}"
+
+
+@click.group()
+@click.version_option(package_name="perdure", message="%(prog)s %(version)s")
+def main() -> None:
+    """Self-hosted Durable Objects for Python."""
+
+
+@main.command()
+@click.argument("module_or_file")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(DATA_DEFAULT),
+    show_default=True,
+    help="Directory that holds everything; made when it is missing.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, _LIMITS.slots),
+    help="Worker processes, one shard each.  [default: as before; at first one per core, at most 4]",
+)
+@click.option(
+    "--bind",
+    "binds",
+    multiple=True,
+    metavar="tcp://HOST:PORT",
+    help="TCP endpoint for callers on this machine, besides the socket in DIR.  May be repeated.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(_ENGINES),
+    default=_ENGINES[0],
+    show_default=True,
+    help="memory is for trying out: nothing survives a restart.",
+)
+@click.option(
+    "--idle-evict",
+    "idle_evict_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=_LIMITS.idle_evict_s,
+    show_default=True,
+    metavar="SECONDS",
+    help="An object without events for this long leaves memory.",
+)
+@click.option(
+    "--live-objects-max",
+    type=click.IntRange(min=1),
+    default=_LIMITS.live_objects_max,
+    show_default=True,
+    metavar="N",
+    help="Objects in one worker's memory; beyond it the least recently used leave.",
+)
+@click.option(
+    "--log-json/--no-log-json",
+    default=None,
+    help="Log JSON objects or lines for people.  [default: JSON unless stderr is a terminal]",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(_LEVELS, case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="Least serious lines to log.",
+)
+@click.option("--dev", is_flag=True, help="Development: callers get remote tracebacks.")
+def run(
+    module_or_file: str,
+    data: Path,
+    workers: int | None,
+    binds: tuple[str, ...],
+    engine: str,
+    idle_evict_s: float,
+    live_objects_max: int,
+    log_json: bool | None,
+    log_level: str,
+    dev: bool,
+) -> None:
+    """Serve the durable objects of MODULE_OR_FILE, like counter.py or package.module.
+
+    \b
+    Exit codes: 0 stopped in order, 1 the application cannot be loaded, 2 usage, 3 the data directory
+    is in use, 4 stopped by force, 5 the data directory or an address cannot be used.
+    """
+    # Late, so that help and usage errors do not wait for asyncio and ZeroMQ (0.1 s).
+    from perdure_cli.supervisor import RunConfig
+
+    try:
+        config = RunConfig(
+            app=resolve_app(module_or_file),
+            data=data,
+            workers=workers,
+            binds=tuple(resolve_bind(bind) for bind in binds),
+            engine=engine,
+            log_json=not sys.stderr.isatty() if log_json is None else log_json,
+            log_level=log_level.upper(),
+            dev=dev,
+            idle_evict_s=idle_evict_s,
+            live_objects_max=live_objects_max,
+        )
+        code = _run(config)
+    except PerdureError as error:
+        click.echo(f"perdure: {error}", err=True)
+        code = error.exit_code if isinstance(error, CannotRun) else RunExit.CANNOT_START
+    sys.exit(code)
+
+
+def _run(config: RunConfig) -> RunExit:
+    from perdure import logs
+    from perdure_cli import supervisor
+
+    logs.setup("supervisor", log_json=config.log_json, level=config.log_level)
+    return supervisor.run(config)

@@ -1,0 +1,103 @@
+"""When a process that died is started again.  Pure; decides for the supervisor.
+
+The rule (RELIABILITY G10: pauses of 0, 0.1, 1, 5, 30 s; the last is the circuit breaker).  A death is a
+strike when it is the process's own doing and it never became ready, had served for less than
+`served_min_s`, or failed a write.  With each strike in a row the pause grows, the first costs none;
+`strikes_forgotten_s` of service forget them.  All other deaths are no strikes:
+
+- One that had become ready and was killed from outside, or was killed because it fell silent, comes back
+  at once however often that happens.  The kill says nothing about the process, becoming ready proves that
+  its shard opens, and its start (about 0.3 s) paces such a loop by itself.
+- One that was killed from outside before it was ready comes back after the shortest pause: enough to pace
+  the kernel's memory killer, and never the breaker, so that a burst of kills leaves no outage behind it.
+- A failed write counts whatever the time served: only time without a failure shows that the disk is well.
+
+Some exit codes say that a new start cannot help or could do harm: those park the shard (`PARKING`).
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from types import MappingProxyType
+
+__all__ = ["PARKING", "Death", "RestartTiming", "WorkerExit", "after_death", "after_failed_spawn"]
+
+
+class WorkerExit(IntEnum):
+    """Exit codes by which a worker says why it ended."""
+
+    STOPPED = 0
+    WRITE_FAILED = 70
+    STALE_EPOCH = 71
+    SHARD_DAMAGED = 72
+    NEWER_FORMAT = 73
+    SHARD_LOCKED = 74
+    APP_NOT_LOADED = 78
+
+
+PARKING: Mapping[int, str] = MappingProxyType(
+    {
+        WorkerExit.STALE_EPOCH: "the shard was owned by a later incarnation than this data directory knows",
+        WorkerExit.SHARD_DAMAGED: "the shard is damaged; restore it from a backup",
+        WorkerExit.NEWER_FORMAT: "the shard was written by a newer Perdure; run that version",
+        WorkerExit.APP_NOT_LOADED: "the application cannot be loaded any more; correct it and start again",
+    }
+)
+"""Exit codes of workers that are not started again, and what the operator is told."""
+
+_OUTSIDE_SIGNALS = frozenset(
+    -number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+)
+
+
+@dataclass(frozen=True)
+class RestartTiming:
+    """Times of the rule, in seconds."""
+
+    served_min_s: float = 1.0
+    """A process that fails earlier than this after it became ready has not served."""
+    strikes_forgotten_s: float = 60.0
+    """Service for this long makes up for earlier failures."""
+    backoff_s: tuple[float, ...] = (0.0, 0.1, 1.0, 5.0, 30.0)
+    """Pause before the next start, by strikes in a row; the last one stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """One end of one process that was not asked to stop."""
+
+    code: int
+    """Exit code, or the signal's number negated."""
+    served_s: float | None
+    """Time between ready and death; None when it never became ready."""
+    killed_by_supervisor: bool = False
+    """It fell silent, or was not ready in time."""
+
+
+def after_death(strikes: int, death: Death, timing: RestartTiming) -> tuple[int, float]:
+    """Strikes after this death, and the seconds to wait before the next start."""
+    served = death.served_s
+    if served is not None and served >= timing.strikes_forgotten_s:
+        strikes = 0
+    if served is None:
+        if death.code in _OUTSIDE_SIGNALS and not death.killed_by_supervisor:
+            return strikes, timing.backoff_s[1]
+        return _strike(strikes, timing)
+    if death.killed_by_supervisor or death.code in _OUTSIDE_SIGNALS or death.code == WorkerExit.STOPPED:
+        return strikes, 0.0
+    if served < timing.served_min_s or death.code == WorkerExit.WRITE_FAILED:
+        return _strike(strikes, timing)
+    return strikes, 0.0
+
+
+def after_failed_spawn(strikes: int, timing: RestartTiming) -> tuple[int, float]:
+    """The same when no process could be started: never at once, since what was short is still short."""
+    strikes, pause = _strike(strikes, timing)
+    return strikes, max(pause, timing.backoff_s[1])
+
+
+def _strike(strikes: int, timing: RestartTiming) -> tuple[int, float]:
+    return strikes + 1, timing.backoff_s[min(strikes, len(timing.backoff_s) - 1)]

@@ -1,0 +1,169 @@
+"""What ./scripts/start runs: a cluster of this machine's own, and calls to it that a person can see.
+
+Starts `perdure run examples/counter.py` (a supervisor, a router, workers), counts with a few `Counter`
+objects and then keeps four of them counting once a second until Ctrl+C. The counts go on with the next start.
+With --once it stops after the first calls and exits with 0 when each of them counted exactly once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from perdure import Client, connect
+from perdure.errors import PerdureError
+from perdure.locate import DATA_DEFAULT, ENDPOINT_FILE
+
+HERE = Path(__file__).resolve().parent
+STOP_TIMEOUT_S = 30.0
+"""The supervisor's own ordered shutdown takes at most 10 s of draining a process; beyond this it hangs."""
+SLOW_CALL_S = 0.2
+"""A call that took longer than this waited for something that is worth a line."""
+COMPASS = ("north", "east", "south", "west")
+"""Counters whose slots lie on both workers, so that the death of either can be seen."""
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="start", description="Runs a local cluster and counts with it.")
+    parser.add_argument("--data", type=Path, default=Path(DATA_DEFAULT), help=f"default: ./{DATA_DEFAULT}")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes; default: 2")
+    parser.add_argument("--once", action="store_true", help="make the calls, stop everything, exit")
+    return parser.parse_args()
+
+
+@asynccontextmanager
+async def running_cluster(data: Path, workers: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`perdure run` as a process of its own; stopped in order on the way out."""
+    cluster = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "perdure_cli", "run", str(HERE / "counter.py")),
+        *("--data", str(data), "--workers", str(workers)),
+        stdin=asyncio.subprocess.DEVNULL,
+        # Ctrl+C in the terminal shall reach this process alone, which then stops the cluster once.
+        start_new_session=True,
+    )
+    try:
+        yield cluster
+    finally:
+        if cluster.returncode is None:
+            cluster.terminate()
+            try:
+                await asyncio.wait_for(cluster.wait(), STOP_TIMEOUT_S)
+            except TimeoutError:
+                cluster.kill()
+                await cluster.wait()
+
+
+async def count_once(client: Client) -> bool:
+    """The calls of one start; tells whether each of them counted exactly once."""
+    visits = client.get("Counter", "visits")
+    before = await visits.get()
+    after = await visits.increment()
+    exact = after == before + 1
+    history = f"it was {before} when you started this last time" if before else "this is the first start here"
+    print(f"visits = {after} ({history})")
+
+    apples = client.get("Counter", "apples")
+    print(f"apples = {await apples.increment(by=3)} (three more; another object, with storage of its own)")
+
+    crowd = client.get("Counter", "crowd")
+    before = await crowd.get()
+    answers = await asyncio.gather(*(crowd.increment() for _ in range(100)))
+    exact = exact and sorted(answers) == list(range(before + 1, before + 101))
+    print(
+        f"crowd  = {max(answers)} (a hundred calls at once; {'each' if exact else 'NOT each'} counted once)"
+    )
+    return exact
+
+
+def print_hints(address: str, cluster_pid: int) -> None:
+    """What to try while the cluster runs; `address` is what connect_sync() needs to find it."""
+    pids = " or ".join(str(pid) for pid in worker_pids(cluster_pid))
+    print(
+        f"""
+The cluster keeps running, and its data stays for the next start; Ctrl+C stops it.
+In another terminal, in this folder, you can
+
+  call it:        {sys.executable} -c '
+from perdure import connect_sync
+with connect_sync({address}) as client:
+    print(client.get("Counter", "visits").increment())'
+
+  kill a worker:  kill -9 {pids}
+                  and watch the four counters: a call waits, none is lost, none counts twice
+"""
+    )
+
+
+def worker_pids(cluster_pid: int) -> list[int]:
+    """The supervisor's children that are workers, as Linux lists them."""
+    children = Path(f"/proc/{cluster_pid}/task/{cluster_pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"perdure_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+async def keep_counting(client: Client) -> None:
+    """One increment a second of each compass counter, until cancelled; slow calls get a line."""
+    loop = asyncio.get_running_loop()
+    counters = [client.get("Counter", name) for name in COMPASS]
+    while True:
+        started = loop.time()
+        values = await asyncio.gather(*(counter.increment() for counter in counters))
+        waited = loop.time() - started
+        line = ", ".join(f"{name} {value}" for name, value in zip(COMPASS, values, strict=True))
+        slow = waited > SLOW_CALL_S
+        note = f"  (the slowest of these calls took {waited:.1f} s)" if slow else ""
+        # On a terminal the line counts in place; what was slow stays in sight.
+        in_place = sys.stdout.isatty() and not slow
+        print(f"{line}{note}", end="\r" if in_place else "\n", flush=True)
+        await asyncio.sleep(max(0.0, 1.0 - waited))
+
+
+async def url_of_cluster(data: Path) -> str:
+    """The router's address, which `perdure run` writes into its data directory when it is up."""
+    file = data / ENDPOINT_FILE
+    while not file.exists():  # noqa: ASYNC110 - another process makes it: no event of ours tells
+        await asyncio.sleep(0.05)
+    return file.read_text().strip()
+
+
+async def demonstrate(options: argparse.Namespace, cluster_pid: int) -> bool:
+    url = await url_of_cluster(options.data)
+    async with connect(url) as client:
+        exact = await count_once(client)
+        if not options.once:
+            print_hints("" if options.data == Path(DATA_DEFAULT) else f'"{url}"', cluster_pid)
+            await keep_counting(client)
+        return exact
+
+
+async def main() -> int:
+    options = parse_options()
+    loop = asyncio.get_running_loop()
+    async with running_cluster(options.data, options.workers) as cluster:
+        demo = asyncio.create_task(demonstrate(options, cluster.pid))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, demo.cancel)
+        ended = asyncio.create_task(cluster.wait())
+        await asyncio.wait({demo, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not demo.done():
+            demo.cancel()
+            print(
+                f"perdure run ended with code {cluster.returncode}; its reason stands above.", file=sys.stderr
+            )
+            return 1
+        if demo.cancelled():
+            print("\nStopping: running turns end, their commits reach the disk ...")
+            return 1 if options.once else 0
+        try:
+            return 0 if demo.result() else 1
+        except PerdureError as error:
+            print(f"A call failed: {error}", file=sys.stderr)
+            return 1
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,155 @@
+"""A ZeroMQ socket on an asyncio loop, read by its file descriptor.  Used by every process.
+
+Guarantees that nothing waits for a lost wake-up: ZeroMQ's descriptor is edge-triggered and its state
+may change on a send too, so the events are looked at again after every drain and every send
+(RELIABILITY §2.2).  Reading this way costs 3.6 µs a message, through zmq.asyncio 16-20 µs.
+Sends never block: a full pipe raises `WouldBlock`, an unknown peer `PeerGone`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from perdure.errors import PerdureError
+from perdure.limits import Limits
+
+__all__ = ["Channel", "PeerGone", "WouldBlock", "open_dealer", "open_router"]
+
+_LIMITS = Limits()
+_BACKLOG_CONNECTIONS = 1_024
+_HANDSHAKE_MS = 3_000
+# Pipes are bounded by bytes above ZeroMQ; its own bound counts messages and only stops runaways.
+_HIGH_WATER_MESSAGES = 10_000
+
+
+class WouldBlock(PerdureError):
+    """The pipe to this peer is full; try again when it has drained."""
+
+
+class PeerGone(PerdureError):
+    """The peer's connection is closed; nothing was sent."""
+
+
+class Channel:
+    """One socket; `on_message(frames)` runs in the loop for each message, `on_idle()` after each drain."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        socket: zmq.Socket[bytes],
+        on_message: Callable[[list[bytes]], None],
+        on_drained: Callable[[], None] | None = None,
+    ) -> None:
+        self.socket = socket
+        self._loop = loop
+        self._on_message = on_message
+        self._on_drained = on_drained
+        self._descriptor: int = socket.getsockopt(zmq.FD)  # type: ignore[assignment]
+        self._scheduled = False
+        self._closed = False
+        self.messages_received = 0
+        self._receive = socket.recv_multipart
+        self._send = socket.send_multipart
+        self._events = socket.getsockopt
+        loop.add_reader(self._descriptor, self._drain)
+        self._schedule()
+
+    def send(self, frames: Sequence[bytes]) -> None:
+        """Sends or raises `WouldBlock` / `PeerGone`; never blocks, never drops silently."""
+        try:
+            self._send(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            raise WouldBlock("the pipe to this peer is full") from None
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                raise PeerGone("the peer's connection is closed") from None
+            raise
+        # A send may swallow the descriptor's edge for messages that came meanwhile: look once a tick.
+        if not self._scheduled:
+            self._schedule()
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Stops reading and closes the socket; messages not yet sent get `linger_ms`."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._descriptor)
+            self.socket.close(linger_ms)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        self._loop.call_soon(self._drain_again)
+
+    def _drain_again(self) -> None:
+        self._scheduled = False
+        if not self._closed and self._readable():
+            self._drain()
+
+    def _readable(self) -> bool:
+        events: int = self._events(zmq.EVENTS)  # type: ignore[assignment]
+        return bool(events & zmq.POLLIN)
+
+    def _drain(self) -> None:
+        receive, on_message = self._receive, self._on_message
+        count = 0
+        more = True
+        try:
+            while count < _LIMITS.read_budget_messages and not self._closed:
+                try:
+                    frames = receive(zmq.NOBLOCK)
+                except zmq.Again:
+                    more = False
+                    break
+                count += 1
+                on_message(frames)
+        finally:
+            self.messages_received += count
+            if more and not self._closed and not self._scheduled:
+                self._schedule()
+            if self._on_drained is not None:
+                self._on_drained()
+
+
+def _common(socket: zmq.Socket[bytes]) -> None:
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MESSAGES)
+    socket.setsockopt(zmq.RCVHWM, _HIGH_WATER_MESSAGES)
+    socket.setsockopt(zmq.MAXMSGSIZE, _LIMITS.message_bytes_max + _LIMITS.wire_overhead_bytes)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+    for option, value in (
+        (zmq.TCP_KEEPALIVE, 1),
+        (zmq.TCP_KEEPALIVE_IDLE, 30),
+        (zmq.TCP_KEEPALIVE_INTVL, 10),
+        (zmq.TCP_KEEPALIVE_CNT, 3),
+    ):
+        socket.setsockopt(option, value)
+
+
+def open_router(context: zmq.Context[zmq.Socket[bytes]], endpoints: Sequence[str]) -> zmq.Socket[bytes]:
+    """A ROUTER bound to the endpoints; sending to an unknown peer is an error, not a silent drop."""
+    socket = context.socket(zmq.ROUTER)
+    _common(socket)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.BACKLOG, _BACKLOG_CONNECTIONS)
+    for endpoint in endpoints:
+        socket.bind(endpoint)
+    return socket
+
+
+def open_dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A DEALER connected to one endpoint; it takes messages only while the connection stands."""
+    socket = context.socket(zmq.DEALER)
+    _common(socket)
+    # Without IMMEDIATE messages would queue for a peer that is not there, or reach its successor.
+    socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+    socket.connect(endpoint)
+    return socket

@@ -1,0 +1,330 @@
+"""The asyncio client: `connect()`.  Runs in the user's process, on the user's event loop.
+
+A client asks the router for the slot map, then talks to the workers directly when it is on their
+machine (one caller: 0.77 → 0.46 ms; 1,024 outstanding: 132 → 187 k/s, DESIGN §2), else through the
+router.  When the router is gone, direct calls go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+import zmq
+
+from perdure import codec, ids, protocol
+from perdure.calls import Answer, Caller
+from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer
+from perdure.errors import InvalidArgument, PerdureError, ShardUnavailable
+from perdure.ids import ObjectId
+from perdure.limits import Limits
+from perdure.links import DoorLinks
+from perdure.listing import Listing, merge_listings, next_cursor
+from perdure.locate import boot_id, default_url
+from perdure.methods import Method, callable_methods
+from perdure.object import DurableObject, namespace_of
+from perdure.remote_errors import load_exception
+from perdure.slotmap import SlotMap, slot_map_from_wire
+from perdure.stub import Call, Stub, Target, make_target
+
+__all__ = ["Client", "connect"]
+
+T = TypeVar("T")
+# Inside the class `list` is the method.
+_Args = list[Any]
+_LIMITS = Limits()
+_TICK_S = 0.05
+_SEND_AGAIN_S = 0.002
+_CONNECT_TIMEOUT_S = 10.0
+
+
+def connect(url: str | None = None, *, direct: bool = True, timeout: float = _CONNECT_TIMEOUT_S) -> Client:
+    """A client of the cluster at `url`, to be used as ``async with connect() as client``.
+
+    Without `url` the environment's PERDURE_URL is taken, else the local data directory's router.
+    `direct=False` sends everything through the router.  `timeout` (seconds) bounds the wait for the
+    router's first answer; then `ShardUnavailable` is raised.
+    """
+    return Client(url if url is not None else default_url(), direct=direct, timeout=timeout)
+
+
+class Client:
+    """A connection to one cluster; used by the one event loop in which it was entered."""
+
+    def __init__(self, url: str, *, direct: bool, timeout: float) -> None:
+        self.url = url
+        self._want_direct = direct
+        self._timeout_s = timeout
+        self._tables: dict[type, Mapping[str, Method]] = {}
+        self._loop: asyncio.AbstractEventLoop
+        self._caller: Caller
+        self._front: Channel
+        self._links: DoorLinks
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._direct = False
+        self._ready: asyncio.Future[None]
+        self._timers: list[asyncio.TimerHandle] = []
+        self._again: asyncio.TimerHandle | None = None
+        self._ping_due = 0.0
+        self._closed = False
+
+    # --- life
+
+    async def __aenter__(self) -> Self:
+        self._loop = loop = asyncio.get_running_loop()
+        self._ready = loop.create_future()
+        self._caller = Caller(
+            secrets.token_bytes(16),
+            clock=time.monotonic,
+            random_source=random.Random(),  # noqa: S311 - jitter of retries, not a secret
+            load_exception=load_exception,
+            want_flush=lambda: loop.call_soon(self._flush),
+            want_map=self._hello,
+        )
+        self._context = zmq.Context()
+        self._front = Channel(loop, open_dealer(self._context, self.url), self._on_front, self._flush_waiting)
+        self._links = DoorLinks(
+            loop,
+            self._context,
+            on_message=self._on_message,
+            on_death=self._on_death,
+            on_drained=self._flush_waiting,
+        )
+        self._tick()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._ready
+        except TimeoutError:
+            await self.close()
+            raise ShardUnavailable(
+                f"no router answered at {self.url} within {self._timeout_s:g} s; is `perdure run` up?"
+            ) from None
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends all calls (see `Caller.close`) and closes the connections.  A second call does nothing."""
+        if self._closed or self._context is None:
+            return
+        self._closed = True
+        for timer in (*self._timers, self._again):
+            if timer is not None:
+                timer.cancel()
+        self._caller.close()
+        self._links.close()
+        self._front.close()
+        self._context.term()
+
+    # --- what users call
+
+    @overload
+    def get(self, cls: type[T], key: str | ObjectId, *, timeout: float | None = None) -> T: ...
+    @overload
+    def get(self, cls: str, key: str | ObjectId, *, timeout: float | None = None) -> Any: ...
+    def get(self, cls: Any, key: str | ObjectId, *, timeout: float | None = None) -> Any:
+        """A stub of the object `key` (its name or id) of a class or namespace; runs and sends nothing.
+
+        `timeout` is the deadline of each call, in seconds (30 by default).  Raises `InvalidArgument`.
+        """
+        return Stub(self.target(cls, key, timeout), self)
+
+    def id_from_name(self, ns: type | str, name: str) -> ObjectId:
+        """The id of the object of that name."""
+        return ids.id_from_name(namespace_of(ns), name)
+
+    def new_unique_id(self, ns: type | str) -> ObjectId:
+        """A fresh random id; the object exists once it has written something."""
+        return ids.new_unique_id(namespace_of(ns))
+
+    def id_from_string(self, ns: type | str, hex: str) -> ObjectId:
+        """The id from its 64 hex digits; raises `InvalidArgument` for anything else."""
+        return ids.id_from_string(namespace_of(ns), hex)
+
+    async def list(
+        self, ns: type | str, *, prefix: str = "", limit: int = 1_000, cursor: str | None = None
+    ) -> Listing:
+        """Names of the stored objects of a namespace, in order, from all workers.
+
+        `cursor` is the former listing's `cursor`.  Raises `InvalidArgument` for a limit out of range.
+        """
+        if not 1 <= limit <= _LIMITS.list_entries_max:
+            raise InvalidArgument(f"limit is 1 to {_LIMITS.list_entries_max}, not {limit}")
+        args = [namespace_of(ns), prefix, limit, next_cursor(cursor)]
+        rows = await self.ask_workers("list", args)
+        return merge_listings(namespace_of(ns), rows, limit)
+
+    async def ask_workers(self, method: str, args: _Args) -> _Args:
+        """The answers of all workers, in their order, to one of the workers' own methods."""
+        slot_map = self._caller.map
+        assert slot_map is not None
+        calls = []
+        for worker in range(len(slot_map.seats)):
+            answer = self._loop.create_future()
+            self._caller.call(
+                "",
+                b"",
+                None,
+                method,
+                args,
+                None,
+                timeout_s=_LIMITS.call_timeout_s,
+                answer=answer,
+                worker=worker,
+            )
+            calls.append(answer)
+        return [await call for call in calls]
+
+    @property
+    def slot_map(self) -> SlotMap | None:
+        """Who owns which slot, as this client knows it."""
+        return self._caller.map
+
+    def target(self, cls: type | str, key: str | ObjectId, timeout: float | None) -> Target:
+        """What a stub of this object speaks for; raises `InvalidArgument`."""
+        methods: Mapping[str, Method] = {}
+        if isinstance(cls, type):
+            known = self._tables.get(cls)
+            methods = callable_methods(cls, DurableObject) if known is None else known
+            self._tables[cls] = methods
+        return make_target(namespace_of(cls), key, timeout, methods)
+
+    # --- the sender of stubs
+
+    def start(
+        self,
+        target: Target,
+        method: str,
+        args: _Args,
+        kwargs: dict[str, Any] | None,
+        spec: Method | None,
+    ) -> Call[Any]:
+        """See `perdure.stub.Sender`."""
+        answer = self._loop.create_future()
+        self.issue(target, method, args, kwargs, spec, answer)
+        return Call(answer)
+
+    def issue(
+        self,
+        target: Target,
+        method: str,
+        args: _Args,
+        kwargs: dict[str, Any] | None,
+        spec: Method | None,
+        answer: Answer,
+    ) -> None:
+        """Starts a call whose outcome goes to `answer`; only in the client's event loop."""
+        self._caller.call(
+            target.namespace,
+            target.object_id,
+            target.name,
+            method,
+            args,
+            kwargs,
+            timeout_s=target.timeout_s,
+            answer=answer,
+            spec=spec,
+        )
+
+    def refuse(self, error: PerdureError) -> Call[Any]:
+        """See `perdure.stub.Sender`."""
+        answer = self._loop.create_future()
+        answer.set_exception(error)
+        return Call(answer)
+
+    # --- messages
+
+    def _on_front(self, frames: list[bytes]) -> None:
+        try:
+            head = protocol.read_header(frames[0])
+            if head.kind == protocol.GOODBYE:
+                self._front.send((protocol.header(protocol.GOODBYE_ACK), b""))
+            elif head.kind == protocol.MAP and len(frames) == 2:
+                self._on_map(slot_map_from_wire(codec.decode(frames[1])))
+            elif len(frames) == 2:
+                self._on_message(head.worker, head.number, head, frames[1])
+        except (WouldBlock, PeerGone):
+            pass
+        except PerdureError as error:
+            self._loop.call_exception_handler({"message": f"the router sent what is no message: {error}"})
+
+    def _on_message(self, worker: int, epoch: int, head: protocol.Header, body: bytes) -> None:
+        if head.kind == protocol.REPLIES:
+            self._caller.on_replies(epoch, body)
+        elif head.kind == protocol.STALE:
+            self._caller.on_stale(body)
+            self._follow()
+        elif head.kind == protocol.REFUSED:
+            self._caller.on_refused(body)
+
+    def _on_map(self, slot_map: SlotMap) -> None:
+        if self._caller.on_map(slot_map):
+            self._follow()
+            self._flush()
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    def _follow(self) -> None:
+        slot_map = self._caller.map
+        if slot_map is None:
+            return
+        self._direct = self._want_direct and bool(slot_map.boot) and slot_map.boot == boot_id()
+        if self._direct:
+            self._links.follow(slot_map)
+
+    def _on_death(self, worker: int, epoch: int) -> None:
+        self._caller.on_death(worker, epoch)
+        self._hello()
+
+    # --- sending
+
+    def _send(self, worker: int, epoch: int, header: bytes, body: bytes) -> bool:
+        if self._direct:
+            return self._links.send(worker, epoch, header, body)
+        try:
+            self._front.send((header, body))
+        except (WouldBlock, PeerGone):
+            return False
+        return True
+
+    def _flush(self) -> None:
+        if not self._closed and self._caller.flush(self._send) and self._again is None:
+            self._again = self._loop.call_later(_SEND_AGAIN_S, self._flush_again)
+
+    def _flush_again(self) -> None:
+        self._again = None
+        self._flush()
+
+    def _flush_waiting(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._flush_again()
+
+    def _hello(self) -> None:
+        try:
+            self._front.send((protocol.header(protocol.HELLO), b""))
+        except (WouldBlock, PeerGone):
+            pass  # the next tick says it again
+
+    def _tick(self) -> None:
+        self._timers = [self._loop.call_later(_TICK_S, self._tick)]
+        self._caller.tick()
+        now = self._loop.time()
+        if now >= self._ping_due:
+            slot_map = self._caller.map
+            self._ping_due = now + (_LIMITS.client_ping_s if slot_map is not None else _TICK_S)
+            if slot_map is None:
+                self._hello()
+                return
+            try:
+                self._front.send((protocol.header(protocol.PING, 0, slot_map.version), b""))
+            except (WouldBlock, PeerGone):
+                pass

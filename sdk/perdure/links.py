@@ -1,0 +1,128 @@
+"""Connections from one caller to the workers' doors, following the slot map.  Clients and workers.
+
+Guarantees: a message goes only to the incarnation it was addressed to (a door's endpoint carries its
+epoch, and a link is never reused for another); the death of an incarnation is told at once, when the
+kernel closes its socket, without waiting for the map; replies that had arrived are read first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import zmq
+
+from perdure import protocol
+from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer
+from perdure.errors import PerdureError
+from perdure.slotmap import SlotMap
+
+__all__ = ["DoorLinks"]
+
+log = logging.getLogger("perdure.links")
+
+# The monitor tells of a closed connection a moment before the last replies can be read from it.
+_LAST_REPLIES_S = 0.01
+
+
+class _Link:
+    """One DEALER to one incarnation, and the monitor that tells when it is gone."""
+
+    def __init__(self, channel: Channel, monitor: Channel) -> None:
+        self.channel = channel
+        self.monitor = monitor
+        self.closing = False
+        """The door said GOODBYE: nothing more is sent to it."""
+
+    def close(self) -> None:
+        self.channel.socket.disable_monitor()
+        self.monitor.close()
+        self.channel.close()
+
+
+class DoorLinks:
+    """Links to all live doors of the current slot map."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: zmq.Context[zmq.Socket[bytes]],
+        *,
+        on_message: Callable[[int, int, protocol.Header, bytes], None],
+        on_death: Callable[[int, int], None],
+        on_drained: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._context = context
+        self._on_message = on_message
+        self._on_death = on_death
+        self._on_drained = on_drained
+        self._links: dict[tuple[int, int], _Link] = {}
+
+    def follow(self, slot_map: SlotMap, skip: int | None = None) -> None:
+        """Opens links to new incarnations and closes those of gone ones; `skip` is this worker itself."""
+        wanted = {
+            (index, seat.epoch): seat.endpoint
+            for index, seat in enumerate(slot_map.seats)
+            if seat.endpoint and index != skip
+        }
+        for address in [address for address in self._links if address not in wanted]:
+            self._links.pop(address).close()
+        for address, endpoint in wanted.items():
+            if address not in self._links:
+                self._links[address] = self._open(address, endpoint)
+
+    def send(self, worker: int, epoch: int, header: bytes, body: bytes) -> bool:
+        """Whether the message left; if not, the link is not ready (yet, or any more)."""
+        link = self._links.get((worker, epoch))
+        if link is None or link.closing:
+            return False
+        try:
+            link.channel.send((header, body))
+        except (WouldBlock, PeerGone):
+            return False
+        return True
+
+    def close(self) -> None:
+        """Closes all links."""
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+
+    def _open(self, address: tuple[int, int], endpoint: str) -> _Link:
+        socket = open_dealer(self._context, endpoint)
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
+        return _Link(
+            Channel(self._loop, socket, lambda frames: self._receive(address, frames), self._on_drained),
+            Channel(self._loop, monitor, lambda _: self._disconnected(address)),
+        )
+
+    def _receive(self, address: tuple[int, int], frames: list[bytes]) -> None:
+        try:
+            head = protocol.read_header(frames[0])
+            if head.kind == protocol.GOODBYE:
+                self._goodbye(address)
+            elif len(frames) == 2:
+                self._on_message(*address, head, frames[1])
+        except PerdureError as error:
+            log.warning("a message from a worker was not understood: %s", error)
+
+    def _goodbye(self, address: tuple[int, int]) -> None:
+        link = self._links.get(address)
+        if link is None or link.closing:
+            return
+        try:
+            link.channel.send((protocol.header(protocol.GOODBYE_ACK, *address), b""))
+            link.closing = True
+        except (WouldBlock, PeerGone):
+            log.debug("a closing door could not be acknowledged")
+
+    def _disconnected(self, address: tuple[int, int]) -> None:
+        self._loop.call_later(_LAST_REPLIES_S, self._dead, address)
+
+    def _dead(self, address: tuple[int, int]) -> None:
+        link = self._links.pop(address, None)
+        if link is not None:
+            link.close()
+            self._on_death(*address)

@@ -1,0 +1,154 @@
+"""What users derive from: `DurableObject`, and what an object finds on itself.
+
+Objects live in a worker.  Their storage and context are handed in by the worker's host through one
+private attribute; this module only says what they can do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Iterable, Mapping
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, overload
+
+from perdure.ids import ObjectId
+from perdure.limits import Limits
+
+__all__ = ["Context", "DurableObject", "Storage", "namespace_of"]
+
+T = TypeVar("T")
+# Inside `Storage` `list` is the method.
+_Keys = Iterable[str]
+_NAMESPACE = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*", re.ASCII)
+
+
+class Storage(Protocol):
+    """An object's private, durable, ordered key-value storage.
+
+    Keys are str (at most `key_bytes_max` bytes, ordered by their UTF-8 bytes), values what the codec
+    carries (at most `value_bytes_max` bytes encoded).  Reads see the turn's own writes.  All writes of
+    a turn become durable together, before anybody outside sees the turn's answer.  Errors:
+    `StorageError` for keys and contradictions, `InvalidArgument` for values that cannot be stored;
+    a call that raises stored nothing.
+    """
+
+    async def get(self, key: str, default: Any = None) -> Any:
+        """The value, or `default` when there is none."""
+
+    async def get_many(self, keys: _Keys) -> dict[str, Any]:
+        """The values that exist, in key order; missing keys are left out."""
+
+    def put(self, key: str, value: Any) -> None:
+        """Stores a value; a plain call, nothing to await."""
+
+    def put_many(self, values: Mapping[str, Any]) -> None:
+        """Stores all of the values, or none when one of them is bad."""
+
+    def delete(self, key: str) -> bool:
+        """Deletes a key; whether it existed."""
+
+    def delete_many(self, keys: _Keys) -> int:
+        """Deletes keys; how many of them existed."""
+
+    async def list(
+        self,
+        *,
+        start: str | None = None,
+        start_after: str | None = None,
+        end: str | None = None,
+        prefix: str | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+        keys_only: bool = False,
+        cursor: str | None = None,
+    ) -> Any:
+        """The entries of a range as a dict in key order, or with `keys_only` a list of keys."""
+
+    async def delete_all(self) -> None:
+        """Deletes all values, durable fields and alarms; the object leaves the namespace's listing."""
+
+    async def sync(self) -> None:
+        """Waits until everything written so far is durable: a commit point within the turn."""
+
+
+class Context(Protocol):
+    """What an object can do beyond itself."""
+
+    @overload
+    def get(self, cls: type[T], key: str | ObjectId, *, timeout: float | None = None) -> T: ...
+    @overload
+    def get(self, cls: str, key: str | ObjectId, *, timeout: float | None = None) -> Any: ...
+    def get(self, cls: Any, key: str | ObjectId, *, timeout: float | None = None) -> Any:
+        """A stub of another object.  Calling it is a commit point of the running turn."""
+
+    def abort(self, reason: str) -> NoReturn:
+        """Ends this incarnation now: uncommitted writes are lost, waiting calls get the reason."""
+
+
+class Cell(Protocol):
+    """The host's side of a live object."""
+
+    @property
+    def id(self) -> ObjectId: ...
+    @property
+    def storage(self) -> Storage: ...
+    @property
+    def context(self) -> Context: ...
+
+
+class DurableObject:
+    """Base of users' classes.  Each instance has an id, storage of its own, and one turn at a time.
+
+    Public methods of the class can be called by anybody who knows the id; names with a leading
+    underscore and the handlers (`on_start` and those of later features) cannot.  The namespace is
+    the class's name; ``class Room(DurableObject, namespace="rooms")`` says otherwise.
+    """
+
+    _perdure_namespace: ClassVar[str] = ""
+    _perdure_cell: Cell
+
+    def __init_subclass__(cls, *, namespace: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        chosen = namespace if namespace is not None else cls.__name__
+        if not _NAMESPACE.fullmatch(chosen) or len(chosen) > Limits().namespace_chars_max:
+            raise TypeError(
+                f"{cls.__qualname__}: a namespace is 1 to {Limits().namespace_chars_max} ASCII letters, "
+                f"digits, '_', '-' or '.', not starting with a digit: {chosen!r}"
+            )
+        cls._perdure_namespace = chosen
+
+    @property
+    def id(self) -> ObjectId:
+        """This object's id; `id.name` is its name, None for objects with a unique id."""
+        return self._cell().id
+
+    @property
+    def storage(self) -> Storage:
+        """This object's own durable storage."""
+        return self._cell().storage
+
+    @property
+    def ctx(self) -> Context:
+        """Other objects, and this one's life."""
+        return self._cell().context
+
+    def on_start(self) -> Awaitable[None] | None:
+        """Override it (plain or async): runs once in each incarnation, before the first turn."""
+        return None
+
+    def _cell(self) -> Cell:
+        try:
+            return self._perdure_cell
+        except AttributeError:
+            raise RuntimeError(
+                f"this {type(self).__name__} was made by hand and has no storage; "
+                "objects live in a worker and are reached through client.get(...)"
+            ) from None
+
+
+def namespace_of(cls: type | str) -> str:
+    """The namespace of a class, or the name itself; raises `TypeError` for anything else."""
+    if isinstance(cls, str):
+        return cls
+    if isinstance(cls, type) and issubclass(cls, DurableObject) and cls is not DurableObject:
+        return cls._perdure_namespace
+    raise TypeError(f"a DurableObject class or a namespace's name is needed, not {cls!r}")

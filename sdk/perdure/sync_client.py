@@ -1,0 +1,125 @@
+"""The client for threads: `connect_sync()`.  Runs in the user's process; any thread may call.
+
+One event loop in a background thread serves all threads, so calls that threads make at the same time
+travel together.  A method of a stub returns its result, or raises what the asyncio client would raise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import uvloop
+
+from perdure import ids
+from perdure.client import Client, connect
+from perdure.errors import PerdureError
+from perdure.ids import ObjectId
+from perdure.limits import Limits
+from perdure.listing import Listing
+from perdure.methods import Method
+from perdure.object import namespace_of
+from perdure.stub import Stub, Target
+
+__all__ = ["SyncClient", "connect_sync"]
+
+T = TypeVar("T")
+_LIMITS = Limits()
+# The client ends every call by itself; this only bounds a wait for a loop that died.
+_MARGIN_S = 5.0
+
+
+def connect_sync(url: str | None = None, *, direct: bool = True, timeout: float = 10.0) -> SyncClient:
+    """As `connect`, for code without an event loop: ``with connect_sync() as client``."""
+    return SyncClient(connect(url, direct=direct, timeout=timeout))
+
+
+class SyncClient:
+    """A connection to one cluster, for any number of threads."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="perdure-client", daemon=True)
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        try:
+            self._wait(self._client.__aenter__())
+        except BaseException:
+            self._end_loop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all calls and the background thread.  A second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._wait(self._client.close())
+            self._end_loop()
+
+    def get(self, cls: type | str, key: str | ObjectId, *, timeout: float | None = None) -> Any:
+        """A stub of the object `key` of a class or namespace; see `Client.get`."""
+        return Stub(self._client.target(cls, key, timeout), self)
+
+    def id_from_name(self, ns: type | str, name: str) -> ObjectId:
+        """The id of the object of that name."""
+        return ids.id_from_name(namespace_of(ns), name)
+
+    def new_unique_id(self, ns: type | str) -> ObjectId:
+        """A fresh random id; the object exists once it has written something."""
+        return ids.new_unique_id(namespace_of(ns))
+
+    def id_from_string(self, ns: type | str, hex: str) -> ObjectId:
+        """The id from its 64 hex digits; raises `InvalidArgument` for anything else."""
+        return ids.id_from_string(namespace_of(ns), hex)
+
+    def list(
+        self, ns: type | str, *, prefix: str = "", limit: int = 1_000, cursor: str | None = None
+    ) -> Listing:
+        """Names of the stored objects of a namespace; see `Client.list`."""
+        return self._wait(self._client.list(ns, prefix=prefix, limit=limit, cursor=cursor))
+
+    # --- the sender of stubs
+
+    def start(
+        self,
+        target: Target,
+        method: str,
+        args: Any,
+        kwargs: dict[str, Any] | None,
+        spec: Method | None,
+    ) -> Any:
+        """See `perdure.stub.Sender`: waits for the result."""
+        answer: Future[Any] = Future()
+        issue: Callable[..., None] = self._client.issue
+        self._loop.call_soon_threadsafe(issue, target, method, args, kwargs, spec, answer)
+        return answer.result(target.timeout_s + _LIMITS.answer_grace_s + _MARGIN_S)
+
+    def refuse(self, error: PerdureError) -> Any:
+        """See `perdure.stub.Sender`."""
+        raise error
+
+    # --- the thread
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

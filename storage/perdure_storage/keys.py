@@ -1,0 +1,193 @@
+"""Keys on disk: which bytes address a row. Pure; runs in workers, the supervisor and offline commands.
+
+Guarantees: the mapping is injective (no two rows share a key, whatever bytes names and keys hold) and
+order preserving (byte order of rows is slot, namespace with shorter ones first, id, kind, then UTF-8 order
+of the user's key).
+All rows of an object are neighbours, and so are all objects of a slot: reading an object is one seek,
+moving a slot is one range. docs/DATA.md shows the bytes.
+
+The first byte is the region:
+
+    0x00  shard's own rows      0x00 name
+    0x01  object rows           0x01 | slot u16 | ns length u8 | ns | id 32 bytes | kind u8 | key
+    0x02  names index           0x02 | ns length u8 | ns | 0x00 | id 32 bytes      (unique objects)
+                                0x02 | ns length u8 | ns | 0x01 | name in UTF-8    (named objects)
+    0x03  reserved for alarms
+
+Numbers are big-endian, so that their order is the order of their bytes. Only the last part of a row has
+a free length, hence nothing needs a terminator or an escape.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+__all__ = [
+    "ALARM",
+    "EPOCH_KEY",
+    "FIELD",
+    "FORMAT_KEY",
+    "META",
+    "NAMES_REGION",
+    "OBJECTS_REGION",
+    "OUTBOX",
+    "REPLY",
+    "RESERVED_REGION",
+    "SEQUENCE_KEY",
+    "SHARD_REGION",
+    "SLOTS_MAX",
+    "SOCKET",
+    "VALUE",
+    "NamesRow",
+    "ObjectRow",
+    "names_key",
+    "names_prefix",
+    "names_value",
+    "object_prefix",
+    "parse_names_row",
+    "parse_names_value",
+    "parse_object_row",
+    "prefix_end",
+    "slot_bounds",
+]
+
+SHARD_REGION: Final = b"\x00"
+OBJECTS_REGION: Final = b"\x01"
+NAMES_REGION: Final = b"\x02"
+RESERVED_REGION: Final = b"\x03"
+"""First region that this version does not write; rows at or above it belong to a newer one."""
+
+FORMAT_KEY: Final = SHARD_REGION + b"format"
+EPOCH_KEY: Final = SHARD_REGION + b"epoch"
+SEQUENCE_KEY: Final = SHARD_REGION + b"seq"
+
+META: Final = b"\x00"
+"""The object's record: a msgpack map with its `name` (None for unique objects)."""
+FIELD: Final = b"\x01"
+"""One `durable()` field; the key is the field's name."""
+VALUE: Final = b"\x02"
+"""One value of `self.storage`; the key is the user's."""
+ALARM: Final = b"\x03"
+REPLY: Final = b"\x04"
+OUTBOX: Final = b"\x05"
+SOCKET: Final = b"\x06"
+
+ID_BYTES: Final = 32
+SLOTS_MAX: Final = 1 << 16
+_NAMESPACE_BYTES_MAX: Final = 255
+_UNIQUE: Final = b"\x00"
+_NAMED: Final = b"\x01"
+
+
+class ObjectRow(NamedTuple):
+    """What the key of an object row says; `kind` is one of the kind bytes above."""
+
+    slot: int
+    namespace: str
+    object_id: bytes
+    kind: bytes
+    key: bytes
+
+
+class NamesRow(NamedTuple):
+    """What the key of a names-index row says: `name` of a named object, else `object_id` of a unique one."""
+
+    namespace: str
+    name: str | None
+    object_id: bytes | None
+
+
+def object_prefix(slot: int, namespace: str, object_id: bytes) -> bytes:
+    """Start of every row of one object, up to and without the kind byte.
+
+    Raises ValueError for a slot over 65,535, a namespace over 255 bytes or an id that is not 32 bytes.
+    """
+    if not 0 <= slot < SLOTS_MAX:
+        raise ValueError(f"slot {slot} is outside 0..{SLOTS_MAX - 1}")
+    if len(object_id) != ID_BYTES:
+        raise ValueError(f"an object id has {ID_BYTES} bytes, not {len(object_id)}")
+    return OBJECTS_REGION + slot.to_bytes(2, "big") + _counted(namespace) + object_id
+
+
+def parse_object_row(row: bytes) -> ObjectRow:
+    """The parts of an object row's key; ValueError when `row` is not one."""
+    ns_end = 4 + row[3] if len(row) > 3 else 0
+    kind_at = ns_end + ID_BYTES
+    if not row.startswith(OBJECTS_REGION) or ns_end == 0 or len(row) <= kind_at:
+        raise ValueError(f"not the key of an object row: {row[:80].hex()}")
+    return ObjectRow(
+        slot=int.from_bytes(row[1:3], "big"),
+        namespace=row[4:ns_end].decode(),
+        object_id=row[ns_end:kind_at],
+        kind=row[kind_at : kind_at + 1],
+        key=row[kind_at + 1 :],
+    )
+
+
+def slot_bounds(slots: range) -> tuple[bytes, bytes]:
+    """``(start, stop)`` of the object rows of contiguous `slots`; stop is exclusive."""
+    if slots.step != 1 or not 0 <= slots.start <= slots.stop <= SLOTS_MAX:
+        raise ValueError(f"not a contiguous range of slots: {slots}")
+    return _slot_start(slots.start), _slot_start(slots.stop)
+
+
+def names_prefix(namespace: str, *, named: bool) -> bytes:
+    """Start of the names-index rows of a namespace's named (or unique) objects."""
+    return NAMES_REGION + _counted(namespace) + (_NAMED if named else _UNIQUE)
+
+
+def names_key(namespace: str, name: str | None, object_id: bytes) -> bytes:
+    """Key of an object's row in the names index: by name when it has one, else by id."""
+    if name is None:
+        return names_prefix(namespace, named=False) + object_id
+    return names_prefix(namespace, named=True) + name.encode()
+
+
+def names_value(slot: int, object_id: bytes) -> bytes:
+    """What a names-index row holds (before it is sealed): slot u16 and the id, which a name alone lacks."""
+    return slot.to_bytes(2, "big") + object_id
+
+
+def parse_names_row(row: bytes) -> NamesRow:
+    """The parts of a names-index key; ValueError when `row` is not one."""
+    kind_at = 2 + row[1] if len(row) > 1 else 0
+    kind = row[kind_at : kind_at + 1]
+    if not row.startswith(NAMES_REGION) or kind_at == 0 or kind not in (_UNIQUE, _NAMED):
+        raise ValueError(f"not the key of a names-index row: {row[:80].hex()}")
+    namespace, rest = row[2:kind_at].decode(), row[kind_at + 1 :]
+    if kind == _NAMED:
+        return NamesRow(namespace, rest.decode(), None)
+    return NamesRow(namespace, None, rest)
+
+
+def parse_names_value(value: bytes) -> tuple[int, bytes]:
+    """``(slot, object_id)`` of an unsealed names-index value; ValueError when it is not one."""
+    if len(value) != 2 + ID_BYTES:
+        raise ValueError(f"not the value of a names-index row: {value[:80].hex()}")
+    return int.from_bytes(value[:2], "big"), value[2:]
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The smallest key above every key that starts with `prefix`: an exclusive upper bound.
+
+    Trailing 0xff bytes are dropped before the last byte is raised: ``01 61 ff`` ends at ``01 62``.
+    Raises ValueError for a prefix of nothing but 0xff, which has no such bound; no key of ours, all of
+    which start with a region byte, is one.
+    """
+    stem = prefix.rstrip(b"\xff")
+    if not stem:
+        raise ValueError("a prefix of only 0xff bytes has no upper bound")
+    return stem[:-1] + bytes((stem[-1] + 1,))
+
+
+def _slot_start(slot: int) -> bytes:
+    if slot == SLOTS_MAX:
+        return prefix_end(OBJECTS_REGION)
+    return OBJECTS_REGION + slot.to_bytes(2, "big")
+
+
+def _counted(namespace: str) -> bytes:
+    encoded = namespace.encode()
+    if len(encoded) > _NAMESPACE_BYTES_MAX:
+        raise ValueError(f"namespace of {len(encoded)} bytes is over {_NAMESPACE_BYTES_MAX}")
+    return bytes((len(encoded),)) + encoded

@@ -1,0 +1,20 @@
+"""Fixtures of the storage tests: one engine of each kind, so that a test of the interface runs on both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure_storage.engine import Engine
+from perdure_storage.leveldb import LevelDBEngine
+from perdure_storage.memory import MemoryEngine
+
+
+@pytest.fixture(params=["leveldb", "memory"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    opened: Engine
+    opened = LevelDBEngine(tmp_path / "db", create=True) if request.param == "leveldb" else MemoryEngine()
+    yield opened
+    opened.close()

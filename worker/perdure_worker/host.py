@@ -1,0 +1,362 @@
+"""The host of a worker's objects: which call starts when, and which objects are in memory.
+
+Guarantees, for every object of this worker:
+- one turn at a time, start to end, in the order of arrival (execution.py runs the turn);
+- `on_start()` has ended before the first turn of each incarnation;
+- an object leaves memory only when nothing of it is running, waiting or not yet durable;
+- every accepted call is answered once, refused ones at once.
+
+Events come in through methods (`on_calls`, `on_durable`, `tick`, ...), answers go into `peers`.  No
+sockets, files or clock in here; only turns that suspend need the loop.  Runs in the worker's loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from typing import Any
+
+from perdure import codec
+from perdure.errors import (
+    DeadlineExceeded,
+    DeadlockError,
+    InvalidArgument,
+    PerdureError,
+    ShardUnavailable,
+    UnknownMethod,
+    UnknownNamespace,
+)
+from perdure.ids import id_from_name, is_id_of, slot_of
+from perdure.methods import Method
+from perdure_worker.execution import Execution
+from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
+from perdure_worker.peers import Peer
+from perdure_worker.resident import Resident
+from perdure_worker.settings import Collaborators, HostSettings
+from perdure_worker.worker_methods import call_worker
+
+__all__ = ["Host"]
+
+log = logging.getLogger("perdure.worker")
+
+
+class Host(Execution):
+    """All objects of one worker."""
+
+    def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
+        super().__init__(settings, parts)
+        self.live: OrderedDict[bytes, Resident] = OrderedDict()
+        """By id, the least recently used first."""
+        self.draining = False
+        """Whether the worker stops: only calls that running turns wait for are still taken."""
+        self.malformed = 0
+        self._runnable: deque[Resident] = deque()
+        self._expiry = ExpiryWheel(parts.clock())
+        self._unknown_fields: set[tuple[str, str]] = set()
+
+    # --- calls come in
+
+    def on_calls(self, peer: Peer, body: bytes, stamp_ms: int = 0) -> None:
+        """A batch ``[client id, item, ...]``; raises `InvalidArgument` when it is none."""
+        try:
+            items = codec.decode(body)
+        except InvalidArgument:
+            items = self._readable_items(peer, body)
+        if type(items) is not list or not items or len(items) > self.limits.batch_calls_max:
+            raise InvalidArgument("a batch is a list: the client's id, then at most 4,095 calls")
+        now = self.clock()
+        sent = stamp_ms / 1000
+        base = sent if 0 < sent <= now else now
+        size = len(body) // len(items)
+        self.enter()
+        try:
+            for index in range(1, len(items)):
+                try:
+                    self._on_call(peer, items[index], base, now, size)
+                except (ValueError, TypeError):
+                    self._on_malformed(peer, items[index])
+            self._run_waiting(now)
+        finally:
+            self.leave()
+
+    def _on_call(self, peer: Peer, item: Any, base: float, now: float, size: int) -> None:
+        sequence, namespace, key, name, method_name, args, kwargs, timeout_ms, chain = item
+        resident = self.live.get(key)
+        if resident is None or (resident.name is None and name is not None):
+            if type(sequence) is not int or type(args) is not list:
+                raise TypeError("a call's sequence is an int and its arguments a list")
+            try:
+                if key == b"":
+                    self.reply_value(peer, sequence, call_worker(self, method_name, args))
+                    return
+                resident = self._admit(namespace, key, name, method_name)
+            except PerdureError as error:
+                self.refuse(peer, sequence, error)
+                return
+        method = resident.cls.methods.get(method_name)
+        if method is None or resident.cls.namespace != namespace or chain or self.draining:
+            refusal = self._refusal(resident, namespace, method_name, method, chain)
+            if refusal is not None:
+                self.refuse(peer, sequence, refusal)
+                return
+        deadline = base + (timeout_ms * 0.001 if 0 < timeout_ms < self._timeout_max_ms else self._timeout_s)
+        self.live.move_to_end(key)
+        if (
+            resident.turn is None
+            and resident.mailbox is None
+            and resident.instance is not None
+            and not self.paused
+        ):
+            resident.used = now
+            if now < deadline:
+                self.run_turn(resident, peer, sequence, method, args, kwargs, deadline, chain)
+            else:
+                self._refuse_late(peer, sequence, now - deadline)
+        else:
+            self._wait(resident, Waiting(peer, item, deadline, now, size))
+
+    def _refusal(
+        self, resident: Resident, namespace: Any, method_name: Any, method: Method | None, chain: Any
+    ) -> PerdureError | None:
+        if resident.cls.namespace != namespace:
+            return InvalidArgument(
+                f"this id belongs to namespace {resident.cls.namespace!r}, not {namespace!r}"
+            )
+        if method is None:
+            return self._unknown_method(resident.cls.namespace, method_name)
+        if not chain:
+            return self._stopping() if self.draining else None
+        labels = [str(entry[1]) for entry in chain]
+        for index, entry in enumerate(chain):
+            if entry[0] == resident.key:
+                cycle = [*labels[index:], resident.label]
+                return DeadlockError(
+                    f"{' -> '.join(cycle)}: the object waits for this call, and would for ever; "
+                    "return first, or move what is needed into one object",
+                    cycle=cycle,
+                )
+        if len(chain) >= self.limits.chain_depth_max:
+            return DeadlockError(
+                f"{len(chain)} objects wait for each other already (chain_depth_max): {' -> '.join(labels)}",
+                cycle=labels,
+            )
+        return None
+
+    def _admit(self, namespace: Any, key: Any, name: Any, method_name: Any) -> Resident:
+        cls = self.classes.get(namespace) if type(namespace) is str else None
+        if cls is None:
+            raise UnknownNamespace(
+                f"no class of namespace {namespace!r:.80} is served here; there is {', '.join(self.classes)}",
+                namespace=str(namespace)[:80],
+            )
+        if method_name not in cls.methods:
+            raise self._unknown_method(namespace, method_name)
+        if type(key) is not bytes or not is_id_of(namespace, key):
+            raise InvalidArgument(f"this is no id of namespace {namespace!r}")
+        if name is not None and id_from_name(namespace, name).key != key:
+            raise InvalidArgument(f"the id was not made from the name {name!r:.80}")
+        resident = self.live.get(key)
+        if resident is not None:
+            resident.learn_name(name, stored=False)
+            return resident
+        if slot_of(key, self.slot_count) not in self.slots:
+            raise ShardUnavailable("this worker does not own the object's slot; the slot map has changed")
+        if self.draining:
+            raise self._stopping()
+        if len(self.live) >= self.live_objects_max:
+            self._evict_least_recently_used()
+        resident = self.live[key] = Resident(cls, key, name)
+        self.begin_start(resident)
+        return resident
+
+    def _unknown_method(self, namespace: str, method_name: Any) -> UnknownMethod:
+        known = ", ".join(sorted(self.classes[namespace].methods)) or "none"
+        return UnknownMethod(
+            f"{namespace} has no callable method {method_name!r:.80}; it has: {known}",
+            namespace=namespace,
+            method=str(method_name)[:80],
+        )
+
+    def _stopping(self) -> ShardUnavailable:
+        return ShardUnavailable("this worker is stopping")
+
+    def _readable_items(self, peer: Peer, body: bytes) -> list[Any]:
+        # One undecodable call (say of a newer client's type) is refused alone, the others run.
+        items: list[Any] = []
+        for part in codec.split_array(body):
+            try:
+                items.append(codec.decode(part))
+            except InvalidArgument as error:
+                sequence = codec.decode(codec.split_array(part)[0])
+                self.malformed += 1
+                self.refuse(peer, sequence, error)
+        return items
+
+    def _on_malformed(self, peer: Peer, item: Any) -> None:
+        self.malformed += 1
+        if type(item) is list and item and type(item[0]) is int:
+            self.refuse(peer, item[0], InvalidArgument("a call has nine elements; see docs/PROTOCOL.md"))
+
+    def _refuse_late(self, peer: Peer, sequence: int, late_s: float) -> None:
+        self.refuse(
+            peer,
+            sequence,
+            DeadlineExceeded(f"the deadline passed {late_s:.3f} s before the turn could start"),
+        )
+
+    # --- calls that wait
+
+    def _wait(self, resident: Resident, waiting: Waiting) -> None:
+        item = waiting.item
+        assert item is not None
+        if resident.instance is None and resident.turn is None and resident.start_error is not None:
+            if waiting.arrived < resident.retry_at:
+                self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
+                return
+            self.begin_start(resident)
+            if resident.start_error is not None:
+                self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
+                return
+        mailbox = resident.mailbox
+        if mailbox is None:
+            mailbox = resident.mailbox = Mailbox()
+            if resident.turn is None:
+                self._runnable.append(resident)
+        try:
+            mailbox.push(waiting, self.limits)
+        except PerdureError as error:
+            self.refuse(waiting.peer, item[0], error)
+        else:
+            self._expiry.add(mailbox, waiting)
+
+    def on_idle(self, resident: Resident) -> None:
+        """The object's turn has ended; its next waiting call starts soon."""
+        if resident.mailbox is not None:
+            self._runnable.append(resident)
+
+    def fail_waiting(self, resident: Resident, error: BaseException) -> None:
+        """Every waiting call of the object gets this error."""
+        mailbox, resident.mailbox = resident.mailbox, None
+        while mailbox is not None and (waiting := mailbox.pop()) is not None:
+            if waiting.item is not None:
+                self.reply_failure(resident, waiting.peer, waiting.item[0], error)
+
+    def _run_waiting(self, now: float) -> None:
+        """Starts waiting calls of idle objects, a bounded number at a time."""
+        budget = self.limits.start_batch_turns
+        runnable = self._runnable
+        while runnable and budget and not self.paused:
+            resident = runnable.popleft()
+            mailbox = resident.mailbox
+            if resident.turn is not None or mailbox is None or resident.instance is None:
+                continue
+            waiting = mailbox.pop()
+            if mailbox.count == 0:
+                resident.mailbox = None
+            if waiting is None or waiting.item is None:
+                continue
+            budget -= 1
+            sequence, _, _, _, method_name, args, kwargs, _, chain = waiting.item
+            method = resident.cls.methods[method_name]
+            resident.used = now
+            if now < waiting.deadline:
+                self.run_turn(resident, waiting.peer, sequence, method, args, kwargs, waiting.deadline, chain)
+            else:
+                self._refuse_late(waiting.peer, sequence, now - waiting.deadline)
+                self.on_idle(resident)
+        if runnable and not self.paused:
+            self.want_turns()
+
+    def run_waiting(self) -> None:
+        """Goes on with waiting calls, after `want_turns`."""
+        self.enter()
+        try:
+            self._run_waiting(self.clock())
+        finally:
+            self.leave()
+
+    # --- time
+
+    def tick(self) -> None:
+        """Call about every 50 ms: answers calls that waited past their deadline."""
+        now = self.clock()
+        for peer, item in self._expiry.due(now):
+            self._refuse_late(peer, item[0], 0.0)
+
+    def evict_idle(self) -> int:
+        """Call about every second: drops objects without events for `idle_evict_s`; how many went."""
+        before = self.clock() - self.idle_evict_s
+        gone = 0
+        for key, resident in list(self._oldest(before)):
+            if self._evictable(resident):
+                del self.live[key]
+                gone += 1
+        return gone
+
+    def _oldest(self, before: float) -> list[tuple[bytes, Resident]]:
+        rows: list[tuple[bytes, Resident]] = []
+        for key, resident in self.live.items():
+            if resident.used > before:
+                break
+            rows.append((key, resident))
+        return rows
+
+    def _evict_least_recently_used(self) -> None:
+        # The busy ones are passed over; when all are busy the cap gives way, never an object in use.
+        for key, resident in self.live.items():
+            if self._evictable(resident):
+                del self.live[key]
+                return
+
+    def _evictable(self, resident: Resident) -> bool:
+        return (
+            resident.turn is None and resident.mailbox is None and resident.ticket <= self.committer.durable
+        )
+
+    # --- stopping
+
+    def drain(self) -> None:
+        """Takes no new calls, and answers those that wait as not executed."""
+        self.draining = True
+        for resident in self.live.values():
+            mailbox = resident.mailbox
+            if mailbox is None:
+                continue
+            kept: list[Waiting] = []
+            while (waiting := mailbox.pop()) is not None:
+                item = waiting.item
+                if item is not None and item[8]:
+                    kept.append(waiting)
+                elif item is not None:
+                    self.refuse(waiting.peer, item[0], self._stopping())
+            for waiting in kept:
+                mailbox.push(waiting, self.limits)
+            if not kept:
+                resident.mailbox = None
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of this worker."""
+        return {
+            "live": len(self.live),
+            "turns": self.turns,
+            "malformed": self.malformed,
+            "peers": len(self.peers),
+            "waiting_outputs": len(self.gate),
+            "uncommitted_bytes": self.committer.uncommitted_bytes,
+            "commits": self.committer.durable,
+            "commit_sequence": self.committer.sequence,
+        }
+
+    @property
+    def busy(self) -> int:
+        """Objects with a running turn or waiting calls."""
+        return sum(r.turn is not None or r.mailbox is not None for r in self.live.values())
+
+    def unknown_field(self, namespace: str, field: str) -> None:
+        """A stored field that the class no longer has: kept, and said once per class and field."""
+        if (namespace, field) not in self._unknown_fields:
+            self._unknown_fields.add((namespace, field))
+            log.warning(
+                "a stored field is not declared by the class any more; its value is kept",
+                extra={"namespace": namespace, "field": field},
+            )

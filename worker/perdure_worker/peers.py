@@ -1,0 +1,100 @@
+"""Who a reply goes to, and the replies of a tick gathered into one message each.  Pure.
+
+A peer is a direct client (its ZeroMQ identity at the door), a client behind the router (the router's
+identity and the client's origin), or this worker itself (objects that call each other).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+from perdure import protocol
+from perdure.limits import Limits
+
+__all__ = ["Peer", "Peers"]
+
+_LIMITS = Limits()
+
+
+class Peer:
+    """The receiver of replies; `replies` are encoded and may leave now."""
+
+    __slots__ = ("identity", "origin", "raw", "replies", "sequences")
+
+    def __init__(self, identity: bytes, origin: bytes | None, *, raw: bool) -> None:
+        self.identity = identity
+        self.origin = origin
+        """The client behind the router; None for who speaks to the door itself."""
+        self.raw = raw
+        """A client that sends one call a message gets one reply a message."""
+        self.replies: list[bytes] = []
+        self.sequences: list[int] = []
+        """Of a raw peer, parallel to `replies`."""
+
+
+class Peers:
+    """Knows the door's peers (bounded, the longest silent is forgotten) and what they are owed."""
+
+    def __init__(self, worker: int, epoch: int) -> None:
+        self._worker = worker
+        self._epoch = epoch
+        self._peers: OrderedDict[tuple[bytes, bytes | None, bool], Peer] = OrderedDict()
+        self._header = protocol.header(protocol.REPLIES, worker, epoch)
+        self.dirty: list[Peer] = []
+        """Peers with replies that may leave."""
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def get(self, identity: bytes, origin: bytes | None = None, *, raw: bool = False) -> Peer:
+        """The peer of that address, made when it is new."""
+        key = (identity, origin, raw)
+        peer = self._peers.get(key)
+        if peer is None:
+            if len(self._peers) >= _LIMITS.peers_max:
+                self._peers.popitem(last=False)
+            peer = self._peers[key] = Peer(identity, origin, raw=raw)
+        return peer
+
+    def forget(self, identity: bytes) -> None:
+        """The door's peer is gone, and with it all who spoke through it."""
+        for key in [key for key in self._peers if key[0] == identity]:
+            del self._peers[key]
+
+    def identities(self) -> set[bytes]:
+        """Everybody who spoke to this door."""
+        return {identity for identity, _, _ in self._peers}
+
+    def take_messages(self, pack: Callable[[list[bytes]], bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """The tick's messages as (identity, header, body), one per direct peer and one per router."""
+        dirty, self.dirty = self.dirty, []
+        bundles: dict[bytes, list[bytes]] = {}
+        for peer in dirty:
+            for header, body in self._bodies(peer):
+                if peer.origin is None:
+                    yield peer.identity, header, body
+                else:
+                    bundles.setdefault(peer.identity, []).extend((peer.origin, header, body))
+        for identity, parts in bundles.items():
+            yield identity, protocol.header(protocol.BUNDLE, self._worker, self._epoch), pack(parts)
+
+    def _bodies(self, peer: Peer) -> Iterator[tuple[bytes, bytes]]:
+        replies, peer.replies = peer.replies, []
+        if peer.raw:
+            sequences, peer.sequences = peer.sequences, []
+            for sequence, reply in zip(sequences, replies, strict=True):
+                yield protocol.header(protocol.REPLY, self._worker, self._epoch, sequence), reply
+            return
+        if sum([len(reply) for reply in replies]) <= _LIMITS.batch_bytes_max:
+            yield self._header, protocol.array_header(len(replies)) + b"".join(replies)
+            return
+        chunk: list[bytes] = []
+        size = 0
+        for reply in replies:
+            if chunk and size + len(reply) > _LIMITS.batch_bytes_max:
+                yield self._header, protocol.array_header(len(chunk)) + b"".join(chunk)
+                chunk, size = [], 0
+            chunk.append(reply)
+            size += len(reply)
+        yield self._header, protocol.array_header(len(chunk)) + b"".join(chunk)

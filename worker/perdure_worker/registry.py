@@ -1,0 +1,52 @@
+"""What the worker knows of each user class: namespace, callable methods, durable fields.  Pure.
+
+Names that come from outside are looked up in these tables and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from perdure.fields import DurableField, collect_fields
+from perdure.methods import Method, callable_methods
+from perdure.object import DurableObject, namespace_of
+from perdure_storage import keys
+
+__all__ = ["ObjectClass", "register"]
+
+
+class ObjectClass:
+    """One user class as the host needs it."""
+
+    __slots__ = ("cls", "field_rows", "fields", "has_init", "has_on_start", "methods", "namespace")
+
+    def __init__(self, cls: type[DurableObject]) -> None:
+        self.cls = cls
+        self.namespace = namespace_of(cls)
+        self.methods: Mapping[str, Method] = callable_methods(cls, DurableObject)
+        self.fields: tuple[DurableField, ...] = tuple(collect_fields(cls))
+        self.field_rows = tuple(keys.FIELD + field.name.encode() for field in self.fields)
+        """The tail of each field's key on disk, parallel to `fields`."""
+        self.has_init = cls.__init__ is not object.__init__
+        self.has_on_start = cls.on_start is not DurableObject.on_start
+        for method in self.methods.values():
+            if method.is_generator:
+                raise TypeError(
+                    f"{cls.__qualname__}.{method.name} is an async generator; "
+                    "streaming methods are not supported by this version"
+                )
+
+
+def register(classes: Iterable[type[DurableObject]]) -> dict[str, ObjectClass]:
+    """Tables by namespace; raises `TypeError` when two classes claim one namespace or a class is wrong."""
+    table: dict[str, ObjectClass] = {}
+    for cls in classes:
+        entry = ObjectClass(cls)
+        other = table.get(entry.namespace)
+        if other is not None and other.cls is not cls:
+            raise TypeError(
+                f"{cls.__module__}.{cls.__qualname__} and {other.cls.__module__}.{other.cls.__qualname__} "
+                f"both use the namespace {entry.namespace!r}; give one of them namespace=..."
+            )
+        table[entry.namespace] = entry
+    return table

@@ -1,0 +1,218 @@
+"""One live object in the worker's memory: its instance, what was saved of it, and its life.  Pure.
+
+A resident of an idle object is meant to cost well under 1 KB beside the user's own state, so
+everything that most objects never need is made when it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from perdure import codec
+from perdure.errors import InvalidArgument, StorageError
+from perdure.ids import ObjectId, slot_of
+from perdure_storage import keys, records
+from perdure_storage.engine import Engine
+
+if TYPE_CHECKING:
+    from perdure.fields import DurableField
+    from perdure_storage.object_storage import ObjectStorage
+    from perdure_worker.mailbox import Mailbox
+    from perdure_worker.registry import ObjectClass
+
+__all__ = ["Encoded", "Resident"]
+
+Put = Callable[[bytes, bytes], None]
+
+
+class Encoded(bytes):
+    """The last saved encoding of a field that can change in place; compared after every turn."""
+
+    __slots__ = ()
+
+
+class Resident:
+    """A live object.  Only the host changes it."""
+
+    __slots__ = (
+        "cell",
+        "cls",
+        "failures",
+        "instance",
+        "key",
+        "mailbox",
+        "misnamed",
+        "name",
+        "named",
+        "prefix",
+        "retry_at",
+        "saved",
+        "start_error",
+        "storage",
+        "ticket",
+        "turn",
+        "undo",
+        "used",
+    )
+
+    def __init__(self, cls: ObjectClass, key: bytes, name: str | None) -> None:
+        self.cls = cls
+        self.key = key
+        self.name = name
+        self.instance: Any = None
+        """The user's object; None until its start has succeeded."""
+        self.turn: Any = None
+        """The running turn; None exactly when the object may start another."""
+        self.mailbox: Mailbox | None = None
+        """None while nothing waits."""
+        self.ticket = 0
+        """The last commit group that this object's writes joined."""
+        self.saved: list[Any] = []
+        """Of each durable field what storage has, or will have: the value, or `Encoded`."""
+        self.named = False
+        """Whether the object's own record (its name) is stored."""
+        self.misnamed = False
+        """Whether it is stored under its id alone, because its first caller did not know the name."""
+        self.prefix = b""
+        """Key prefix of all of its rows, once it has written."""
+        self.storage: ObjectStorage | None = None
+        self.undo: list[Any] | None = None
+        """`saved` as it was before this turn's delete_all; None when there was none."""
+        self.cell: Any = None
+        self.used = 0.0
+        """When its last turn started, in seconds of the worker's clock."""
+        self.failures = 0
+        self.retry_at = 0.0
+        self.start_error: BaseException | None = None
+
+    @property
+    def id(self) -> ObjectId:
+        """The object's id, with its name where it is known."""
+        return ObjectId(self.key, self.name)
+
+    @property
+    def label(self) -> str:
+        """``Namespace/name-or-id``, for messages."""
+        return f"{self.cls.namespace}/{self.name if self.name is not None else self.key.hex()}"
+
+    def learn_name(self, name: str | None, *, stored: bool) -> None:
+        """A name came from storage or with a call; a stored object gets its name with its next write."""
+        if stored and name is None:
+            self.misnamed = self.name is not None
+        elif self.name is None and not stored:
+            self.misnamed = self.named
+        if self.misnamed:
+            self.named = False
+        if name is not None:
+            self.name = name
+
+    def names_row(self) -> bytes:
+        """Key of the object's row in the namespace's listing."""
+        return keys.names_key(self.cls.namespace, self.name, self.key)
+
+    def row_prefix(self, slots: int) -> bytes:
+        """The key prefix of all of this object's rows."""
+        if not self.prefix:
+            self.prefix = keys.object_prefix(slot_of(self.key, slots), self.cls.namespace, self.key)
+        return self.prefix
+
+    # --- durable fields
+
+    def load(self, engine: Engine, slots: int, unknown_field: Callable[[ObjectClass, str], None]) -> None:
+        """Reads name and fields, and fills a fresh instance.  Raises `StorageError` for damaged rows."""
+        prefix = keys.object_prefix(slot_of(self.key, slots), self.cls.namespace, self.key)
+        stored: dict[str, bytes] = {}
+        self.named = False
+        with engine.scan(prefix, prefix + keys.VALUE) as rows:
+            for key, record in rows:
+                payload = records.unseal(key, record)
+                if key.startswith(keys.META, len(prefix)):
+                    self.named = True
+                    self.learn_name(codec.decode(payload).get("name"), stored=True)
+                else:
+                    stored[key[len(prefix) + 1 :].decode()] = payload
+        cls = self.cls.cls
+        instance = cls.__new__(cls)
+        self.instance = instance
+        values = instance.__dict__
+        self.saved = saved = []
+        for field in self.cls.fields:
+            payload_or_none = stored.pop(field.name, None)
+            if payload_or_none is None:
+                value = field.default()
+                saved.append(value if field.immutable(value) else Encoded(codec.encode(field.dump(value))))
+            else:
+                value = field.load(codec.decode(payload_or_none))
+                saved.append(value if field.immutable(value) else Encoded(payload_or_none))
+            values[field.name] = value
+        for name in stored:
+            unknown_field(self.cls, name)
+
+    def reload_fields(self) -> None:
+        """Puts back what storage has, after a turn that must leave no trace."""
+        values = self.instance.__dict__
+        for field, saved in zip(self.cls.fields, self.saved, strict=True):
+            values[field.name] = field.load(codec.decode(saved)) if type(saved) is Encoded else saved
+
+    def reset_fields(self) -> None:
+        """Puts defaults back: the object's rows are being deleted."""
+        values = self.instance.__dict__
+        for index, field in enumerate(self.cls.fields):
+            value = values[field.name] = field.default()
+            self.saved[index] = value if field.immutable(value) else Encoded(codec.encode(field.dump(value)))
+
+    def changed_fields(self) -> list[tuple[int, DurableField, Any, bytes]] | None:
+        """(index, field, what to remember, encoding) of each changed field; None if there is none.
+
+        Raises `InvalidArgument` when a field holds what cannot be stored.  Changes nothing.
+        """
+        values = self.instance.__dict__
+        changes: list[tuple[int, DurableField, Any, bytes]] | None = None
+        index = 0
+        for field in self.cls.fields:
+            saved = self.saved[index]
+            value = values.get(field.name, self)
+            if value is not saved:
+                change = self._change(index, field, saved, value)
+                if change is not None:
+                    if changes is None:
+                        changes = [change]
+                    else:
+                        changes.append(change)
+            index += 1
+        return changes
+
+    def _change(
+        self, index: int, field: DurableField, saved: Any, value: Any
+    ) -> tuple[int, DurableField, Any, bytes] | None:
+        if value is self:
+            raise InvalidArgument(f"{self.cls.namespace}.{field.name}: a durable field cannot be deleted")
+        if type(value) is type(saved) and value == saved and field.immutable(value):
+            return None
+        try:
+            encoded = codec.encode(field.dump(value))
+        except (TypeError, InvalidArgument) as error:
+            raise InvalidArgument(f"{self.cls.namespace}.{field.name} cannot be saved: {error}") from None
+        if field.immutable(value):
+            return index, field, value, encoded
+        if type(saved) is Encoded and encoded == saved:
+            return None
+        return index, field, Encoded(encoded), encoded
+
+    def save_fields(
+        self, changes: list[tuple[int, DurableField, Any, bytes]], put: Put, prefix: bytes
+    ) -> None:
+        """Writes changed fields through `put`, and remembers them as saved."""
+        for index, _, remember, encoded in changes:
+            key = prefix + self.cls.field_rows[index]
+            put(key, records.seal(key, encoded))
+            self.saved[index] = remember
+
+    def check_fields_size(self, changes: list[tuple[int, DurableField, Any, bytes]], limit: int) -> None:
+        """Raises `StorageError` when a field is too large to store."""
+        for _, field, _, encoded in changes:
+            if len(encoded) > limit:
+                raise StorageError(
+                    f"{self.cls.namespace}.{field.name} has {len(encoded)} bytes encoded; the limit is {limit}"
+                )

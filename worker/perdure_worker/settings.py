@@ -1,0 +1,48 @@
+"""What a host is given: its limits and figures, and the parts it works with.  Pure data."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from perdure.calls import Caller
+from perdure.limits import Limits
+from perdure_storage.commit import Committer
+from perdure_storage.engine import Engine
+from perdure_worker.peers import Peers
+from perdure_worker.registry import ObjectClass
+
+__all__ = ["Collaborators", "HostSettings"]
+
+
+@dataclass(frozen=True)
+class HostSettings:
+    """Figures of one worker."""
+
+    slots: range
+    """Slots that this worker owns."""
+    slot_count: int
+    limits: Limits = field(default_factory=Limits)
+    idle_evict_s: float = Limits.idle_evict_s
+    live_objects_max: int = Limits.live_objects_max
+    tracebacks: bool = False
+    """Whether callers get the text of remote tracebacks (development only)."""
+
+
+@dataclass(frozen=True)
+class Collaborators:
+    """What a host works with; tests hand in memory engines, manual clocks and their own committers."""
+
+    classes: Mapping[str, ObjectClass]
+    engine: Engine
+    committer: Committer
+    peers: Peers
+    caller: Caller
+    """Sends the calls that objects make to other objects."""
+    loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
+    want_flush: Callable[[], None]
+    """Asks the shell to look after commits and replies at the end of this tick."""
+    want_turns: Callable[[], None]
+    """Asks the shell to call `run_waiting` in the next tick."""
