@@ -9,9 +9,10 @@ own sequence number and its own future, since no system could answer calls one b
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -70,8 +71,8 @@ class LimitClient:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        sockets: list[zmq.Socket[bytes]],
-        targets: list[zmq.Socket[bytes]],
+        sockets: list[limit_wire.Socket],
+        targets: list[limit_wire.Socket],
         keys: list[bytes],
     ) -> None:
         self._loop = loop
@@ -85,7 +86,9 @@ class LimitClient:
         self._flush_is_due = False
         self._pack = msgpack.Packer(autoreset=True).pack
         self._rechecks = [
-            limit_wire.watch(loop, socket, lambda socket=socket: self._on_readable(socket))  # type: ignore[misc]
+            limit_wire.watch(
+                loop, socket, functools.partial(self._on_readable, limit_wire.readable(socket), socket.recv)
+            )
             for socket in sockets
         ]
 
@@ -107,16 +110,15 @@ class LimitClient:
         for number, outgoing in enumerate(self._outgoing):
             if outgoing[0]:
                 self._outgoing[number] = ([], [])
-                self._targets[number].send(bytes((number,)) + self._pack(outgoing), zmq.NOBLOCK)
+                self._targets[number].send(bytes((number,)) + self._pack(outgoing), limit_wire.NOBLOCK)
         for recheck in self._rechecks:
             recheck()
 
-    def _on_readable(self, socket: zmq.Socket[bytes]) -> None:
-        receive, get, take = socket.recv, socket.getsockopt, self._waiting.pop
-        events, pollin, noblock = zmq.EVENTS, zmq.POLLIN, zmq.NOBLOCK
+    def _on_readable(self, readable: Callable[[], bool], receive: Callable[[int], bytes]) -> None:
+        take = self._waiting.pop
         # Bounded by the calls outstanding: nothing new is asked before this returns.
-        while get(events) & pollin:  # type: ignore[operator]
-            sequences, values = msgpack.unpackb(receive(noblock))
+        while readable():
+            sequences, values = msgpack.unpackb(receive(limit_wire.NOBLOCK))
             for sequence, value in zip(sequences, values, strict=True):
                 take(sequence).set_result(value)
 

@@ -7,6 +7,7 @@ ready for one destination in one tick leaves as one multipart message. No slot m
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 
 import uvloop
@@ -19,51 +20,42 @@ class Router:
     """One ROUTER socket for clients and one DEALER socket for each worker."""
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        clients: zmq.Socket[bytes],
-        workers: list[zmq.Socket[bytes]],
+        self, loop: asyncio.AbstractEventLoop, clients: limit_wire.Socket, workers: list[limit_wire.Socket]
     ) -> None:
         self._clients = clients
         self._workers = workers
+        self._client_waits = limit_wire.readable(clients)
+        self._worker_waits = [limit_wire.readable(worker) for worker in workers]
         self._recheck_clients = limit_wire.watch(loop, clients, self._on_clients)
         self._recheck_workers = [
-            limit_wire.watch(loop, worker, lambda number=number: self._on_worker(number))  # type: ignore[misc]
+            limit_wire.watch(loop, worker, functools.partial(self._on_worker, number))
             for number, worker in enumerate(workers)
         ]
 
     def _on_clients(self) -> None:
-        receive, get = self._clients.recv, self._clients.getsockopt
-        events, pollin, noblock = zmq.EVENTS, zmq.POLLIN, zmq.NOBLOCK
+        readable, receive = self._client_waits, self._clients.recv
         ready: dict[int, list[bytes]] = {}
         for _ in range(limit_wire.MESSAGES_PER_DRAIN):
-            if not get(events) & pollin:  # type: ignore[operator]
+            if not readable():
                 break
-            client = receive(noblock)
-            message = receive(noblock)
-            frames = ready.get(message[0])
-            if frames is None:
-                ready[message[0]] = [client, message]
-            else:
-                frames += (client, message)
+            client = receive(limit_wire.NOBLOCK)
+            message = receive(limit_wire.NOBLOCK)
+            ready.setdefault(message[0], []).extend((client, message))
         else:
             self._recheck_clients()
         for number, frames in ready.items():
-            self._workers[number].send_multipart(frames, noblock)
+            limit_wire.send_frames(self._workers[number], frames)
             self._recheck_workers[number]()
 
     def _on_worker(self, number: int) -> None:
-        worker = self._workers[number]
-        get = worker.getsockopt
-        events, pollin, noblock = zmq.EVENTS, zmq.POLLIN, zmq.NOBLOCK
-        send = self._clients.send_multipart
+        readable, receive = self._worker_waits[number], self._workers[number].recv_multipart
         for _ in range(limit_wire.MESSAGES_PER_DRAIN):
-            if not get(events) & pollin:  # type: ignore[operator]
+            if not readable():
                 break
-            frames = worker.recv_multipart(noblock)
+            frames = receive(limit_wire.NOBLOCK)
             # A worker's message has one body for each client already, so there is nothing left to join.
             for at in range(0, len(frames), 2):
-                send(frames[at : at + 2], noblock)
+                limit_wire.send_frames(self._clients, frames[at : at + 2])
         else:
             self._recheck_workers[number]()
         self._recheck_clients()

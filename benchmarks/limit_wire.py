@@ -1,4 +1,4 @@
-"""The bare pipeline's bytes and its non-blocking socket, shared by its client, router and workers.
+"""The bare pipeline's bytes and its non-blocking sockets, shared by its client, router and workers.
 
 A request is one byte, the worker's number, then msgpack `[sequence numbers, keys]`; a reply is msgpack
 `[sequence numbers, values]`. One message carries everything that was ready for one destination in one
@@ -11,18 +11,36 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import zmq
 
-__all__ = ["MESSAGES_PER_DRAIN", "bind", "connect", "exit_when_parent_ends", "watch"]
+__all__ = [
+    "MESSAGES_PER_DRAIN",
+    "NOBLOCK",
+    "Socket",
+    "bind",
+    "connect",
+    "exit_when_parent_ends",
+    "readable",
+    "send_frames",
+    "watch",
+]
 
-# Messages read before the loop gets its turn again. Batches are large, so this is a bound, not a tuning
-# knob: 1,024 outstanding calls never make more than a few dozen messages.
+Socket = zmq.Socket[bytes]
+
+# Plain integers: with the enum members `events & POLLIN` takes 0.6 us and every `|` of flags as much.
+NOBLOCK = int(zmq.NOBLOCK)
+_NOBLOCK_MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
+
+# Messages read before the loop gets its turn again. A bound, not a tuning knob: batches are large, and
+# 1,024 outstanding calls never make more than a few dozen messages.
 MESSAGES_PER_DRAIN = 256
 
 
-def bind(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+def bind(context: zmq.Context[Socket], endpoint: str) -> Socket:
     """A ROUTER socket at `endpoint` without high-water marks: the load is bounded by its callers."""
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -31,7 +49,7 @@ def bind(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[b
     return socket
 
 
-def connect(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+def connect(context: zmq.Context[Socket], endpoint: str) -> Socket:
     """A DEALER socket connected to `endpoint`."""
     socket = context.socket(zmq.DEALER)
     _unbounded(socket)
@@ -39,32 +57,44 @@ def connect(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socke
     return socket
 
 
-def _unbounded(socket: zmq.Socket[bytes]) -> None:
+def _unbounded(socket: Socket) -> None:
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
 
 
-def watch(
-    loop: asyncio.AbstractEventLoop, socket: zmq.Socket[bytes], drain: Callable[[], None]
-) -> Callable[[], None]:
+def readable(socket: Socket) -> Callable[[], bool]:
+    """A function that says whether a message waits; 1.1 us, where a `recv` that finds none takes 2.5."""
+    get = socket.getsockopt
+    return lambda: bool(get(_EVENTS) & _POLLIN)  # type: ignore[operator]
+
+
+def send_frames(socket: Socket, frames: Sequence[bytes]) -> None:
+    """Send one multipart message; `send_multipart` would check and combine its flags for each frame."""
+    send = socket.send
+    for frame in frames[:-1]:
+        send(frame, _NOBLOCK_MORE)
+    send(frames[-1], NOBLOCK)
+
+
+def watch(loop: asyncio.AbstractEventLoop, socket: Socket, drain: Callable[[], None]) -> Callable[[], None]:
     """Call `drain` whenever `socket` can be read; returns the check that must follow every send.
 
-    ZeroMQ's descriptor signals an edge, and a send may consume that signal. Whoever sends outside
-    `drain` calls the returned function afterwards, and a `drain` whose budget is spent calls it too.
+    ZeroMQ's descriptor signals an edge, and a send may consume that signal. Whoever sends calls the
+    returned function afterwards, and so does a `drain` whose budget is spent.
     """
-    events, pollin, get = zmq.EVENTS, zmq.POLLIN, socket.getsockopt
-    pending = False
+    waits = readable(socket)
+    due = False
 
     def run() -> None:
-        nonlocal pending
-        pending = False
+        nonlocal due
+        due = False
         drain()
 
     def recheck() -> None:
-        nonlocal pending
-        if not pending and get(events) & pollin:  # type: ignore[operator]
-            pending = True
+        nonlocal due
+        if not due and waits():
+            due = True
             loop.call_soon(run)
 
     loop.add_reader(socket.getsockopt(zmq.FD), drain)

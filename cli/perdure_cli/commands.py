@@ -11,7 +11,6 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -19,9 +18,6 @@ from perdure.errors import PerdureError
 from perdure.limits import Limits
 from perdure.locate import DATA_DEFAULT
 from perdure_cli.errors import BadOption, CannotRun, RunExit
-
-if TYPE_CHECKING:
-    from perdure_cli.supervisor import RunConfig
 
 __all__ = ["main", "resolve_app", "resolve_bind"]
 
@@ -151,31 +147,28 @@ def run(
     is in use, 4 stopped by force, 5 the data directory or an address cannot be used.
     """
     # Late, so that help and usage errors do not wait for asyncio and ZeroMQ (0.1 s).
-    from perdure_cli.supervisor import RunConfig
+    from perdure import logs
+    from perdure_cli import supervisor
 
+    json_lines = not sys.stderr.isatty() if log_json is None else log_json
+    logs.setup("supervisor", log_json=json_lines, level=log_level)
     try:
-        config = RunConfig(
+        config = supervisor.RunConfig(
             app=resolve_app(module_or_file),
             data=data,
             workers=workers,
             binds=tuple(resolve_bind(bind) for bind in binds),
             engine=engine,
-            log_json=not sys.stderr.isatty() if log_json is None else log_json,
+            log_json=json_lines,
             log_level=log_level.upper(),
             dev=dev,
             idle_evict_s=idle_evict_s,
             live_objects_max=live_objects_max,
         )
-        code = _run(config)
-    except PerdureError as error:
+        code = supervisor.run(config)
+    except (PerdureError, OSError) as error:
         click.echo(f"perdure: {error}", err=True)
         code = error.exit_code if isinstance(error, CannotRun) else RunExit.CANNOT_START
+    except KeyboardInterrupt:  # before the supervisor takes signals itself: nothing runs yet
+        code = RunExit.FORCED
     sys.exit(code)
-
-
-def _run(config: RunConfig) -> RunExit:
-    from perdure import logs
-    from perdure_cli import supervisor
-
-    logs.setup("supervisor", log_json=config.log_json, level=config.log_level)
-    return supervisor.run(config)

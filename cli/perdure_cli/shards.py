@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from perdure.slotmap import contiguous_ranges
 from perdure_cli.datadir import DataDirectory
-from perdure_cli.errors import BadOption
+from perdure_cli.errors import BadOption, CannotRun
 from perdure_cli.state import ClusterState, first_state
 
 __all__ = ["default_workers", "prepare_shards"]
@@ -64,11 +64,16 @@ def _ranges(state: ClusterState, workers: int | None) -> tuple[range, ...]:
 
 def _provision(directory: DataDirectory, state: ClusterState) -> ClusterState:
     # LevelDB is imported where a store is touched only: an ordinary start does without (20 ms).
+    import plyvel
+
     from perdure_storage.shard import is_provisioned, provision
 
     for shard in state.unprovisioned:
         if not is_provisioned(directory.shard_path(shard)):
-            provision(directory.shard_path(shard))
+            try:
+                provision(directory.shard_path(shard))
+            except plyvel.Error as error:
+                raise CannotRun(f"shard {shard} cannot be made: {error}") from error
     state = replace(state, unprovisioned=())
     directory.write_state(state)
     return state
@@ -77,19 +82,24 @@ def _provision(directory: DataDirectory, state: ClusterState) -> ClusterState:
 def _reshard(directory: DataDirectory, state: ClusterState, wanted: tuple[range, ...]) -> ClusterState:
     if wanted == state.ranges and not directory.reshard_journal.exists():
         return state
-    from perdure_storage.reshard import reshard  # see _provision
+    import plyvel  # late: see _provision
+
+    from perdure_storage.reshard import reshard
 
     counts = {"old": state.workers, "new": len(wanted)}
     _log.info("objects are moved for another number of workers", extra=counts)
     started = time.monotonic()
     moved = state.with_ranges(wanted)
-    reshard(
-        directory.path,
-        old=state.ranges,
-        new=wanted,
-        shard_path=directory.shard_path,
-        journal=directory.reshard_journal,
-        commit_placement=lambda: directory.write_state(moved),
-    )
+    try:
+        reshard(
+            directory.path,
+            old=state.ranges,
+            new=wanted,
+            shard_path=directory.shard_path,
+            journal=directory.reshard_journal,
+            commit_placement=lambda: directory.write_state(moved),
+        )
+    except plyvel.Error as error:
+        raise CannotRun(f"objects could not be moved: {error}; nothing is lost, start again") from error
     _log.info("objects were moved", extra={**counts, "seconds": round(time.monotonic() - started, 3)})
     return moved

@@ -8,6 +8,7 @@ router.  When the router is gone, direct calls go on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 import time
@@ -309,10 +310,8 @@ class Client:
             self._flush_again()
 
     def _hello(self) -> None:
-        try:
+        with contextlib.suppress(WouldBlock, PeerGone):  # the next tick says it again
             self._front.send((protocol.header(protocol.HELLO), b""))
-        except (WouldBlock, PeerGone):
-            pass  # the next tick says it again
 
     def _tick(self) -> None:
         self._timers = [self._loop.call_later(_TICK_S, self._tick)]
@@ -324,7 +323,5 @@ class Client:
             if slot_map is None:
                 self._hello()
                 return
-            try:
+            with contextlib.suppress(WouldBlock, PeerGone):
                 self._front.send((protocol.header(protocol.PING, 0, slot_map.version), b""))
-            except (WouldBlock, PeerGone):
-                pass

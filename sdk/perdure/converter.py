@@ -54,12 +54,17 @@ class ConversionError(TypeError):
     def __str__(self) -> str:
         return self.text("value")
 
-    def text(self, name: str, quote: str = "") -> str:
-        """``name[3].price must be int, not str ('x')``, with `quote` around the path."""
+    def text(self, name: str) -> str:
+        """``name[3].price must be int, not str ('x')``."""
+        return f"{self._path_from(name)} must be {self.expected}, not {self.got}"
+
+    def argument_text(self, name: str) -> str:
+        """``argument 'name[3].price' must be int, not str ('x')``."""
+        return f"argument '{self._path_from(name)}' must be {self.expected}, not {self.got}"
+
+    def _path_from(self, name: str) -> str:
         path = name + self.path
-        if len(path) > _PATH_CHARS_MAX:
-            path = path[:_PATH_CHARS_MAX] + "..."
-        return f"{quote}{path}{quote} must be {self.expected}, not {self.got}"
+        return path if len(path) <= _PATH_CHARS_MAX else path[:_PATH_CHARS_MAX] + "..."
 
     def within(self, step: str) -> ConversionError:
         """The same error seen from the value that holds this one at `step`."""

@@ -26,11 +26,10 @@ __all__ = ["DurableField", "collect_fields", "durable"]
 T = TypeVar("T")
 
 
-class _Missing(Enum):
-    NONE = 0
+class _Missing:
+    """Stands for a default that was not given."""
 
 
-_NONE = _Missing.NONE
 # Equal values of these types are the same value in every respect.  Not so 0.0 and -0.0, Decimals of
 # other precision, and datetimes of other zones.
 _EQUAL_IS_SAME: frozenset[type] = frozenset({type(None), bool, int, str, bytes, date, UUID})
@@ -44,7 +43,7 @@ class DurableField:
 
     __slots__ = ("_default", "_factory", "converter", "name", "owner")
 
-    def __init__(self, default: Any = _NONE, default_factory: Callable[[], Any] | None = None) -> None:
+    def __init__(self, default: Any = _Missing, default_factory: Callable[[], Any] | None = None) -> None:
         self._default = default
         self._factory = default_factory
         self.name = ""
@@ -135,7 +134,7 @@ class DurableField:
 def durable(default: T) -> T: ...
 @overload
 def durable(*, default_factory: Callable[[], T]) -> T: ...
-def durable(default: Any = _NONE, *, default_factory: Callable[[], Any] | None = None) -> Any:
+def durable(default: Any = _Missing, *, default_factory: Callable[[], Any] | None = None) -> Any:
     """Declares a durable field: ``value: int = durable(0)``.
 
     The field is loaded before an object's first turn and saved with the writes of any turn that
@@ -143,13 +142,13 @@ def durable(default: Any = _NONE, *, default_factory: Callable[[], Any] | None =
     would be shared by all objects, so it must come from ``durable(default_factory=list)``.
     Raises `TypeError` unless exactly one of the two is given.
     """
-    if default is _NONE and default_factory is None:
+    if default is _Missing and default_factory is None:
         raise TypeError("durable() needs a default: durable(0), or durable(default_factory=list)")
-    if default is not _NONE and default_factory is not None:
+    if default is not _Missing and default_factory is not None:
         raise TypeError("durable() takes a default or a default_factory, not both")
     if default_factory is not None and not callable(default_factory):
         raise TypeError(f"durable(): default_factory must be callable, not {describe(default_factory)}")
-    if default is not _NONE and type(default).__hash__ is None:
+    if default is not _Missing and type(default).__hash__ is None:
         kind = type(default).__name__
         raise TypeError(
             f"durable(): all objects would share this one {kind}; give durable(default_factory={kind}), "
@@ -183,8 +182,6 @@ def _bind(cls: type, owner: type, name: str) -> DurableField:
 
     if name != marker.name:
         refuse(f"its durable() is that of {marker.owner}.{marker.name}; each field needs its own")
-    if name.startswith("__"):
-        refuse("a durable field cannot have a name with two leading underscores")
     compiler = Compiler(globalns=module_names(owner), localns=local_names(owner), reject_unknown=True)
     field = DurableField(marker._default, marker._factory)
     field.name, field.owner = name, cls.__name__

@@ -233,13 +233,13 @@ def dump_call(
             if type(value) not in SCALARS:
                 plain[index] = dump_any(value)
     except ConversionError as error:
-        raise InvalidArgument(f"argument {error.text(str(index + 1))}") from error
+        raise InvalidArgument(error.argument_text(str(index + 1))) from error
     named = {}
     for name, value in kwargs.items():
         try:
             named[name] = dump_any(value)
         except ConversionError as error:
-            raise InvalidArgument(f"argument {error.text(name, quote=chr(39))}") from error
+            raise InvalidArgument(error.argument_text(name)) from error
     return plain, named
 
 
@@ -288,8 +288,8 @@ def _check_member(owner: type, name: str, member: Any) -> None:
             kind = "handlers" if name in HANDLERS else "names with a leading underscore"
             raise TypeError(f"{where}: {kind} cannot be called from outside; leave out @public")
         return
-    hidden = getattr(member, "__func__", None) or getattr(member, "fget", None)
-    if any(marks_of(hidden)):
+    hidden = member.fget if isinstance(member, property) else getattr(member, "__func__", None)
+    if isinstance(member, staticmethod | classmethod | property) and any(marks_of(hidden)):
         raise TypeError(
             f"{where}: @blocking, @interleaved and @public mark methods; static methods, class methods "
             "and properties cannot be called from outside"

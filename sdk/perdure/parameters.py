@@ -21,7 +21,6 @@ __all__ = ["Parameters", "check", "dump_loosely"]
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _TOO_DEEP = "free of cycles and not nested too deep"
-_QUOTE = "'"
 _BY_KEYWORD_ONLY = 2**31  # the position of what has none; larger than any number of arguments given
 
 
@@ -151,7 +150,7 @@ class Parameters:
                 if self._fewest == 0:
                     return args, None
             elif self._fewest <= len(args) <= len(self._accepted):
-                for value, accepted in zip(args, self._accepted):  # noqa: B905 - strict costs 30 ns
+                for value, accepted in zip(args, self._accepted):  # noqa: B905 - strict=True costs 0.1 µs
                     if type(value) is not accepted and accepted is not None:
                         break
                 else:
@@ -188,7 +187,7 @@ class Parameters:
         try:
             return check(converter.load, value)
         except ConversionError as error:
-            raise InvalidArgument(f"{self.title}: argument {error.text(name, quote=_QUOTE)}") from error
+            raise InvalidArgument(f"{self.title}: {error.argument_text(name)}") from error
 
     def _name_at(self, index: int) -> str:
         if index < len(self._positional):
@@ -253,4 +252,4 @@ class Parameters:
         try:
             return dump_loosely(converter, value)
         except ConversionError as error:
-            raise InvalidArgument(f"{self.title}: argument {error.text(name, quote=_QUOTE)}") from error
+            raise InvalidArgument(f"{self.title}: {error.argument_text(name)}") from error

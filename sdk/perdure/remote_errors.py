@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from perdure.codec import encode
-from perdure.converter import ConversionError
 from perdure.errors import InvalidArgument, PerdureError, RemoteError
 from perdure.plain import dump_any
 
@@ -74,8 +73,11 @@ def register_exception(cls: type[E] | None = None, /, *, name: str | None = None
 
     def mark(marked: type[E]) -> type[E]:
         is_exception = isinstance(marked, type) and issubclass(marked, Exception)
-        if not is_exception or issubclass(marked, PerdureError):
+        # A future refuses StopIteration: the caller would never learn the outcome.
+        if not is_exception or issubclass(marked, PerdureError | StopIteration | StopAsyncIteration):
             raise TypeError(f"@register_exception marks exception classes of your own, not {marked!r}")
+        if marked.__module__ == "builtins":
+            raise TypeError(f"{marked.__name__} is a builtin; raise a class of your own to catch it by class")
         setattr(marked, _MARK, name or f"{_module_name(marked)}.{marked.__qualname__}")
         return marked
 
@@ -102,7 +104,8 @@ def _mark_of(cls: type) -> str | None:
 
 def type_name_of(cls: type) -> str:
     """``module.Qualified.Name``, or the bare name of a builtin exception."""
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{_module_name(cls)}.{cls.__qualname__}"
+    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{_module_name(cls)}.{cls.__qualname__}"
+    return _clipped(name, _LIMITS.message_bytes_max)
 
 
 # --- in the worker
@@ -126,7 +129,7 @@ def dump_exception(
     }
     if isinstance(origin, RemoteError):
         dumped["object"] = _clipped(origin.object_id, limits.message_bytes_max)
-        behind = [[_clipped(t, limits.message_bytes_max), m] for t, m in origin.causes]
+        behind = [[_clipped(text, limits.message_bytes_max) for text in cause] for cause in origin.causes]
         dumped["causes"] = (behind + dumped["causes"])[: limits.causes_max]
         if origin is error:
             dumped["type"] = _clipped(origin.type_name, limits.message_bytes_max)
@@ -182,6 +185,8 @@ def _behind(error: BaseException) -> list[BaseException]:
 def _traceback(error: BaseException, limits: ErrorLimits) -> str | None:
     try:
         text = "".join(traceback.format_exception(error, limit=-limits.traceback_frames_max))
+        if isinstance(error, RemoteError) and error.traceback is not None:
+            text = f"{error.traceback}\nwhich another object met as:\n\n{text}"
     except Exception:  # formatting reads source files and calls users' __str__ and __repr__
         return None
     data = text.encode("utf-8", "backslashreplace")
@@ -210,7 +215,9 @@ def _state(error: BaseException, limits: ErrorLimits) -> tuple[list[Any], dict[s
     attributes: dict[str, Any] = {}
     remote = vars(error).get(_ORIGIN)
     for name, value in vars(error).items():
-        if name.startswith("__") or (remote is not None and _is_fact(remote, name, value)):
+        if not isinstance(name, str) or name.startswith("__"):
+            continue
+        if remote is not None and _is_fact(remote, name, value):
             continue
         try:
             carry(name)
@@ -264,8 +271,9 @@ def _remote_error(facts: dict[Any, Any]) -> RemoteError:
     )
 
 
-def _subclasses(cls: type) -> Iterator[type]:
-    for subclass in type.__subclasses__(cls):
+def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
+    subclasses: list[type[Any]] = type.__subclasses__(cls)
+    for subclass in subclasses:
         yield subclass
         yield from _subclasses(subclass)
 
@@ -290,7 +298,8 @@ def _rebuild(cls: type[Exception], facts: dict[Any, Any], remote: RemoteError) -
             if isinstance(name, str) and not name.startswith("__"):
                 state[name] = value
         for name in _FACTS:
-            state.setdefault(name, getattr(remote, name))
+            if not hasattr(cls, name):
+                state.setdefault(name, getattr(remote, name))
         state[_ORIGIN] = remote
         error.add_note(f"raised in {remote.object_id}")
         if remote.traceback is not None:

@@ -201,9 +201,10 @@ def _refuse_write(*_: bytes) -> NoReturn:
 class Committer:
     """Group commit of one worker. Every method belongs to the loop thread.
 
-    `notify` is ``loop.call_soon_threadsafe``. `on_failure` must not return. `submit`, when given, takes the
-    place of the thread: it is called with a job (a function without arguments) that writes one group and
-    notifies, to be run when the test or simulation says so.
+    `notify` is ``loop.call_soon_threadsafe``. `on_failure` runs in the thread whose write failed and should
+    not return; if it does, as in tests, nothing is written or told any more. `submit`, when given, takes
+    the place of the thread: it is called with a job (a function without arguments) that writes one group
+    and notifies, to be run when the test or simulation says so.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ class Committer:
         notify: Callable[[Callable[[int], None], int], object],
         on_durable: Callable[[int], None],
         group_bytes_max: int,
-        on_failure: Callable[[BaseException], NoReturn] = fail_stop,
+        on_failure: Callable[[BaseException], None] = fail_stop,
         submit: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         self._engine = engine
@@ -286,26 +287,22 @@ class Committer:
         elif self._groups.in_flight is not None and not self._failed:
             raise RuntimeError("a submitted group is not written yet: run its job before closing")
         self._closed = True
-        if not self._failed:
-            self._drain()
+        self._drain()
         self._groups.close()
         self._engine.close()
 
     def _drain(self) -> None:
         # The thread is gone and has written the group in flight; only its notice may be on the way still.
-        group = self._groups.in_flight or self._take_for_drain()
-        while group is not None:
-            following = self._groups.written(group.group)
-            self._on_durable(group.group)
-            if following is not None:
+        done = self._groups.in_flight
+        while not self._failed:
+            following = self._groups.written(done.group) if done else self._groups.flush()
+            if done:
+                self._on_durable(done.group)
+            elif not following:
+                return
+            if following:
                 self._write(following)
-            group = following or self._take_for_drain()
-
-    def _take_for_drain(self) -> SealedGroup | None:
-        group = self._groups.flush()
-        if group is not None:
-            self._write(group)
-        return group
+            done = following
 
     def _hand_over(self, group: SealedGroup) -> None:
         self._submit(partial(self._commit, group))
@@ -329,15 +326,17 @@ class Committer:
             self._engine.write(group.batch)
             self._notify(self._written, group.group)
         except BaseException as error:
-            self._failed = True
-            self._on_failure(error)
+            self._fail(error)
 
     def _write(self, group: SealedGroup) -> None:
         try:
             self._engine.write(group.batch)
         except BaseException as error:
-            self._failed = True
-            self._on_failure(error)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failed = True
+        self._on_failure(error)
 
 
 class InlineCommitter(Committer):
@@ -353,7 +352,7 @@ class InlineCommitter(Committer):
         *,
         on_durable: Callable[[int], None],
         group_bytes_max: int,
-        on_failure: Callable[[BaseException], NoReturn] | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         super().__init__(
             engine,

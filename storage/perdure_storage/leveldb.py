@@ -47,13 +47,18 @@ def _unreadable(error: plyvel.Error, what: str) -> StorageError:
 
 
 class _Scan:
-    """A plyvel iterator whose errors are ours."""
+    """A raw iterator (`rows` steps through it) whose errors are ours.
+
+    Raw, because it checks for errors at each step. plyvel's own iterators take a damaged block for the end
+    of the data when no readable row follows it (forwards) or when they begin in it (backwards): rows were
+    missing without an error (plyvel 1.5.1).
+    """
 
     __slots__ = ("_iterator", "_next")
 
-    def __init__(self, iterator: Any) -> None:
+    def __init__(self, iterator: Any, rows: Iterator[tuple[bytes, bytes]]) -> None:
         self._iterator = iterator
-        self._next: Callable[[], tuple[bytes, bytes]] = iterator.__next__
+        self._next: Callable[[], tuple[bytes, bytes]] = rows.__next__
 
     def __iter__(self) -> Self:
         return self
@@ -76,12 +81,36 @@ class _Scan:
         self._iterator.close()
 
 
+def _forwards(iterator: Any, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+    iterator.seek(start)
+    while iterator.valid():
+        row = iterator.item()
+        if row[0] >= stop:
+            return
+        yield row
+        iterator.next()
+
+
+def _backwards(iterator: Any, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+    iterator.seek(stop)
+    if iterator.valid():
+        iterator.prev()
+    else:
+        iterator.seek_to_last()
+    while iterator.valid():
+        row = iterator.item()
+        if row[0] < start:
+            return
+        yield row
+        iterator.prev()
+
+
 class _Reader:
     """Reads of a plyvel database or snapshot, all of them with checksums (RELIABILITY §1.4)."""
 
     def __init__(self, source: Any) -> None:
         self._get: Callable[..., bytes | None] = source.get
-        self._iterator: Callable[..., Any] = source.iterator
+        self._raw_iterator: Callable[..., Any] = source.raw_iterator
 
     def get(self, key: bytes, /) -> bytes | None:
         try:
@@ -91,9 +120,10 @@ class _Reader:
 
     def scan(self, start: bytes, stop: bytes, *, reverse: bool = False) -> _Scan:
         try:
-            return _Scan(self._iterator(start=start, stop=stop, reverse=reverse, verify_checksums=True))
+            iterator = self._raw_iterator(verify_checksums=True)
         except plyvel.Error as error:
             raise _unreadable(error, "a range of rows") from error
+        return _Scan(iterator, (_backwards if reverse else _forwards)(iterator, start, stop))
 
 
 class _Snapshot(_Reader):

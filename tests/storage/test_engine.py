@@ -131,26 +131,29 @@ def test_a_closed_engine_refuses_every_use_and_may_be_closed_again(engine: Engin
             use()
 
 
-def test_reads_go_on_beside_a_writing_thread_and_never_see_half_a_batch(engine: Engine) -> None:
+def test_reads_beside_a_writing_thread_never_see_half_a_batch(engine: Engine) -> None:
     write(engine, (b"a", b"0"), (b"b", b"0"))
-    done = threading.Event()
+    enough_reads = threading.Event()
 
     def keep_writing() -> None:
-        for number in range(1, 200):
+        number = 0
+        while not enough_reads.is_set():
+            number += 1
             value = str(number).encode()
             write(engine, (b"a", value), (b"b", value))
-        done.set()
 
     thread = threading.Thread(target=keep_writing)
     thread.start()
     seen = set()
-    while not done.is_set():
-        with engine.scan(*EVERYTHING) as rows:
-            values = {value for _, value in rows}
-        assert len(values) == 1
-        seen |= values
-    thread.join()
-    assert len(seen) > 1
+    try:
+        while len(seen) < 20:
+            with engine.scan(*EVERYTHING) as rows:
+                values = {value for _, value in rows}
+            assert len(values) == 1
+            seen |= values
+    finally:
+        enough_reads.set()
+        thread.join()
 
 
 class EngineAgainstDict(RuleBasedStateMachine):

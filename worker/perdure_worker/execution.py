@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from perdure import codec, protocol
 from perdure.codec import SCALARS
-from perdure.errors import InvalidArgument, MessageTooLarge, PerdureError, StorageError, to_wire
+from perdure.errors import MessageTooLarge, PerdureError, StorageError, to_wire
 from perdure.ids import slot_of
 from perdure.methods import Method
 from perdure.remote_errors import dump_exception
@@ -158,7 +158,7 @@ class Execution(ABC):
         turn: Turn,
         body: Callable[..., Any],
         args: tuple[Any, ...],
-        keywords: dict[str, Any],
+        keywords: dict[str, Any] | None,
     ) -> None:
         # Each turn has a context of its own, so that what it sets does not leak into others (0.04 µs).
         context = copy_context()
@@ -166,7 +166,7 @@ class Execution(ABC):
         result: Any = None
         failure: BaseException | None = None
         try:
-            result = context.run(body, *args, **keywords)
+            result = context.run(body, *args, **keywords) if keywords else context.run(body, *args)
             if type(result) is _COROUTINE:
                 coroutine, result = result, None
                 result = context.run(coroutine.send, None)
@@ -283,7 +283,7 @@ class Execution(ABC):
 
     def _changes(self, resident: Resident) -> list[Any] | None:
         """What the turn changed and not yet committed; None if nothing.  Raises, and then changes nothing."""
-        changes = resident.changed_fields()
+        changes = resident.changed_fields(self._pack)
         if changes is not None:
             resident.check_fields_size(changes, self.limits.value_bytes_max)
             return changes
@@ -483,7 +483,7 @@ class Execution(ABC):
             self._fail(resident, turn, error)
             return
         if cls.has_on_start:
-            self._step(resident, turn, cls.cls.on_start, (resident.instance,), {})
+            self._step(resident, turn, cls.cls.on_start, (resident.instance,), None)
         else:
             self._started(resident)
 

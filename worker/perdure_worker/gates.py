@@ -30,7 +30,7 @@ class Gate:
         return sum(len(outputs) for outputs in self._held.values())
 
     def hold(self, ticket: int, release: Release) -> None:
-        """Keeps an output, a function and its arguments, until group `ticket` is durable (at once if it is)."""
+        """Keeps an output, a function and its arguments, until group `ticket` is durable."""
         if ticket <= self._durable:
             function, first, second, third = release
             function(first, second, third)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from perdure import codec
+from perdure.codec import SCALARS
 from perdure.errors import InvalidArgument, StorageError
 from perdure.ids import ObjectId, slot_of
 from perdure_storage import keys, records
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Encoded", "Resident"]
 
 Put = Callable[[bytes, bytes], None]
+# Index of the field, what to remember as saved, and its encoding.
+Change = tuple[int, Any, bytes]
 
 
 class Encoded(bytes):
@@ -162,57 +165,56 @@ class Resident:
             value = values[field.name] = field.default()
             self.saved[index] = value if field.immutable(value) else Encoded(codec.encode(field.dump(value)))
 
-    def changed_fields(self) -> list[tuple[int, DurableField, Any, bytes]] | None:
-        """(index, field, what to remember, encoding) of each changed field; None if there is none.
+    def changed_fields(self, pack: Callable[[Any], bytes]) -> list[Change] | None:
+        """What differs from what is saved; None if nothing.  Changes nothing itself.
 
-        Raises `InvalidArgument` when a field holds what cannot be stored.  Changes nothing.
+        Raises `InvalidArgument` when a field holds what cannot be stored.
         """
         values = self.instance.__dict__
-        changes: list[tuple[int, DurableField, Any, bytes]] | None = None
-        index = 0
-        for field in self.cls.fields:
-            saved = self.saved[index]
+        changes: list[Change] | None = None
+        for index, saved in enumerate(self.saved):
+            field = self.cls.fields[index]
             value = values.get(field.name, self)
             if value is not saved:
-                change = self._change(index, field, saved, value)
+                change = self._change(index, field, saved, value, pack)
                 if change is not None:
                     if changes is None:
                         changes = [change]
                     else:
                         changes.append(change)
-            index += 1
         return changes
 
     def _change(
-        self, index: int, field: DurableField, saved: Any, value: Any
-    ) -> tuple[int, DurableField, Any, bytes] | None:
+        self, index: int, field: DurableField, saved: Any, value: Any, pack: Callable[[Any], bytes]
+    ) -> Change | None:
+        immutable = field.immutable(value)
+        if immutable and field.same(saved, value):
+            return None
         if value is self:
             raise InvalidArgument(f"{self.cls.namespace}.{field.name}: a durable field cannot be deleted")
-        if type(value) is type(saved) and value == saved and field.immutable(value):
-            return None
         try:
-            encoded = codec.encode(field.dump(value))
+            plain = field.dump(value)
+            encoded = pack(plain) if type(plain) in SCALARS else codec.encode(plain)
         except (TypeError, InvalidArgument) as error:
             raise InvalidArgument(f"{self.cls.namespace}.{field.name} cannot be saved: {error}") from None
-        if field.immutable(value):
-            return index, field, value, encoded
+        if immutable:
+            return index, value, encoded
         if type(saved) is Encoded and encoded == saved:
             return None
-        return index, field, Encoded(encoded), encoded
+        return index, Encoded(encoded), encoded
 
-    def save_fields(
-        self, changes: list[tuple[int, DurableField, Any, bytes]], put: Put, prefix: bytes
-    ) -> None:
+    def save_fields(self, changes: list[Change], put: Put, prefix: bytes) -> None:
         """Writes changed fields through `put`, and remembers them as saved."""
-        for index, _, remember, encoded in changes:
+        for index, remember, encoded in changes:
             key = prefix + self.cls.field_rows[index]
             put(key, records.seal(key, encoded))
             self.saved[index] = remember
 
-    def check_fields_size(self, changes: list[tuple[int, DurableField, Any, bytes]], limit: int) -> None:
+    def check_fields_size(self, changes: list[Change], limit: int) -> None:
         """Raises `StorageError` when a field is too large to store."""
-        for _, field, _, encoded in changes:
+        for index, _, encoded in changes:
             if len(encoded) > limit:
+                name = self.cls.fields[index].name
                 raise StorageError(
-                    f"{self.cls.namespace}.{field.name} has {len(encoded)} bytes encoded; the limit is {limit}"
+                    f"{self.cls.namespace}.{name} has {len(encoded)} bytes encoded; the limit is {limit}"
                 )

@@ -36,7 +36,6 @@ class TurnTask(asyncio.Future[Any]):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
-        self._loop = loop
         self._coro: Coroutine[Any, Any, Any] | None = None
         self._context: contextvars.Context | None = None
         self._on_done: Done | None = None

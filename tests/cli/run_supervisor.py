@@ -1,0 +1,41 @@
+"""A supervisor whose children are stand-ins: `run_supervisor.py <options in JSON>`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from perdure import logs
+from perdure_cli.errors import CannotRun
+from perdure_cli.supervision import Timing
+from perdure_cli.supervisor import RunConfig, run
+
+CHILD = str(Path(__file__).with_name("fake_child.py"))
+
+
+def main() -> int:
+    options = json.loads(sys.argv[1])
+    timing = Timing(**options.pop("timing", {}))
+    options.pop("stage")
+    config = RunConfig(
+        **{
+            "app": "application",
+            "workers": 2,
+            "engine": "memory",
+            "log_json": True,
+            **options,
+            "data": Path(options["data"]),
+            "binds": tuple(options.get("binds", ())),
+        }
+    )
+    logs.setup("supervisor", log_json=config.log_json, level="DEBUG")
+    try:
+        return run(config, command=lambda role, text: [sys.executable, CHILD, text], timing=timing)
+    except CannotRun as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
