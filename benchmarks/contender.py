@@ -1,13 +1,14 @@
-"""What the benchmark compares: the interface of a system under test, and its child processes.
+"""What the benchmark compares: the interface of a system under test, and child processes.
 
-A module with a contender offers two names: `system()`, called by run.py, which starts and ends the
-servers, and `connect(...)`, called in the client process. They share nothing but a JSON-able handle.
+A contender's module offers two names: `system()`, used by the run.py process, which starts and ends the
+servers, and `connect(...)`, used in the client process. They share nothing but a handle that is JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,16 +17,29 @@ from pathlib import Path
 from typing import Any, Protocol
 
 __all__ = [
+    "MODULES",
+    "ROOT",
     "Child",
     "Connect",
     "Handle",
     "Increment",
     "System",
     "Unavailable",
-    "cpu_seconds",
     "object_name",
     "stop_all",
+    "stop_process",
 ]
+
+MODULES = {
+    "limit": "benchmarks.limit",
+    "perdure": "benchmarks.perdure_counter",
+    "redis": "benchmarks.redis_incr",
+}
+"""Each system's module; imported when it is used, so that one can run where another cannot."""
+
+ROOT = Path(__file__).resolve().parent.parent
+READY_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
 
 Handle = dict[str, Any]
 """What a client needs to find the servers; crosses a pipe as JSON."""
@@ -34,10 +48,7 @@ Increment = Callable[[int], Awaitable[Any]]
 """Increment the object of this index; the awaited value is its new value, durable."""
 
 Connect = Callable[[Handle, str, int, int], AbstractAsyncContextManager[Increment]]
-"""`connect(handle, form, objects, outstanding)`."""
-
-STOP_TIMEOUT_S = 10.0
-ROOT = Path(__file__).resolve().parent.parent
+"""`connect(handle, form, objects, outstanding)`; `form` is one of the system's."""
 
 
 class Unavailable(Exception):
@@ -45,10 +56,12 @@ class Unavailable(Exception):
 
 
 class System(Protocol):
-    """The servers of one contender; lives in the run.py process."""
+    """The servers of one system."""
 
     forms: Sequence[str]
-    """The ways a client can reach it; each is a contender of its own."""
+    """The ways a client reaches it; each is a contender of its own."""
+    raw_form: str | None
+    """A form that sends one message for each call, measured on request only; None: there is none."""
 
     def start(self, directory: Path) -> Handle:
         """Start the servers with their files under `directory`; raises Unavailable."""
@@ -57,26 +70,28 @@ class System(Protocol):
         """The servers' processes, for their CPU time."""
 
     def stop(self) -> None:
-        """End every process that `start` started."""
+        """End every process that `start` started; to be called also when `start` raised."""
 
 
 class Child:
-    """A child process that prints one line when it is ready and ends when its standard input closes."""
+    """A Python child process that talks in lines and ends when its standard input closes."""
 
     def __init__(self, module: str, *arguments: str) -> None:
+        # A process group of its own: Ctrl-C reaches run.py alone, which ends its children in order.
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
             text=True,
+            process_group=0,
         )
 
     def wait_ready(self) -> None:
-        """Block until the child's first line; raises RuntimeError when it ends instead."""
-        line = self.read_line()
+        """Wait for the line `ready`; raises RuntimeError when it does not come."""
+        line = self.read_line(READY_TIMEOUT_S)
         if line.strip() != "ready":
-            raise RuntimeError(f"child {self.process.args!r} said {line!r} instead of 'ready'")
+            raise RuntimeError(f"{self._name()} said {line!r} instead of 'ready'")
 
     def write_line(self, line: str) -> None:
         """Send one line to the child."""
@@ -84,16 +99,19 @@ class Child:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
-    def read_line(self) -> str:
-        """The child's next line; raises RuntimeError when the child has ended."""
+    def read_line(self, timeout_s: float) -> str:
+        """The child's next line; raises RuntimeError when it has ended or says nothing for so long."""
         assert self.process.stdout is not None
+        # One line at a time is on its way, so what the file object buffers is never more than that.
+        if not select.select([self.process.stdout], [], [], timeout_s)[0]:
+            raise RuntimeError(f"{self._name()} said nothing for {timeout_s:g} s")
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"child {self.process.args!r} ended with status {self.process.wait()}")
+            raise RuntimeError(f"{self._name()} ended with status {self.process.wait()}")
         return line
 
     def stop(self) -> None:
-        """Close its input, wait, and kill this one process when that does not end it."""
+        """Close its input and wait; kills this one process when that does not end it."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -101,9 +119,12 @@ class Child:
         stop_process(self.process)
         self.process.stdout.close()
 
+    def _name(self) -> str:
+        return f"process {self.process.pid} ({' '.join(map(os.fspath, self.process.args[2:]))})"  # type: ignore[index]
 
-def stop_process(process: subprocess.Popen[str]) -> None:
-    """Wait for `process` to end by itself for STOP_TIMEOUT_S, then kill it."""
+
+def stop_process(process: subprocess.Popen[Any]) -> None:
+    """Wait for `process`, which was told to end, for STOP_TIMEOUT_S; then kill it."""
     try:
         process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -112,7 +133,7 @@ def stop_process(process: subprocess.Popen[str]) -> None:
 
 
 def stop_all(children: list[Child]) -> None:
-    """Stop `children`, last started first, and forget them."""
+    """Stop `children`, the last started first, and forget them."""
     while children:
         children.pop().stop()
 
@@ -120,13 +141,3 @@ def stop_all(children: list[Child]) -> None:
 def object_name(index: int) -> str:
     """The name of the object of this index; the same in all systems."""
     return f"counter-{index:05d}"
-
-
-def cpu_seconds(pids: list[int]) -> float:
-    """User and system time of `pids` so far, in seconds; a process that is gone counts nothing."""
-    ticks = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")

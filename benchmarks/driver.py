@@ -17,35 +17,45 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import uvloop
 
-from benchmarks.contender import Connect, Increment
+from benchmarks.contender import MODULES, Connect, Increment
 
-__all__ = ["MODULES", "percentile"]
-
-MODULES = {
-    "limit": "benchmarks.limit",
-    "perdure": "benchmarks.perdure_counter",
-    "redis": "benchmarks.redis_incr",
-}
-"""Where each system's `system` and `connect` are; imported when they are used."""
+__all__ = ["Load", "Window", "percentile"]
 
 PICKS = 1 << 17
 SEED = 20_240_229
 TOUCH_OUTSTANDING = 256
 
 
+@dataclass(frozen=True)
+class Window:
+    """What was seen between two moments of a load."""
+
+    calls: int
+    """Calls that ended in it."""
+    seconds: float
+    """Its measured length."""
+    latencies_s: list[float]
+    """In order, of the calls that ended in it and of those that each caller still waited for at its end.
+
+    Without the latter, callers that a system starves would be missing from the percentiles.
+    """
+
+
 class Load:
-    """`outstanding` callers; every call's time is kept, and a window of them is reported."""
+    """`outstanding` callers of one client."""
 
     def __init__(self, increment: Increment, objects: int) -> None:
         self._increment = increment
         self._objects = objects
         self._running = True
+        self._latencies_s: list[float] = []
         self.calls = 0
-        self.latencies_s: list[float] = []
+        """Increments so far, also those outside the window."""
 
     async def touch_all(self) -> int:
         """Increment every object once, so that all are in memory; gives the sum of their values."""
@@ -62,24 +72,26 @@ class Load:
         self.calls += self._objects
         return total
 
-    async def run(self, outstanding: int, warmup_s: float, seconds: float) -> tuple[list[float], float]:
-        """The latencies of the calls that ended within the window, and the window's real length."""
+    async def run(self, outstanding: int, warmup_s: float, seconds: float) -> Window:
+        """Load for `warmup_s` and then for `seconds`, which are the window; ends when all calls ended."""
         choose = random.Random(SEED)
         picks = itertools.cycle([choose.randrange(self._objects) for _ in range(PICKS)])
+        latencies_s = self._latencies_s
         callers = [asyncio.ensure_future(self._caller(picks)) for _ in range(outstanding)]
         try:
-            await asyncio.sleep(warmup_s)
-            first, started = len(self.latencies_s), time.perf_counter()
-            await asyncio.sleep(seconds)
-            last, ended = len(self.latencies_s), time.perf_counter()
+            # When a call fails this ends at once with its exception.
+            await asyncio.wait(callers, timeout=warmup_s, return_when=asyncio.FIRST_EXCEPTION)
+            first, started = len(latencies_s), time.perf_counter()
+            await asyncio.wait(callers, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+            last, ended = len(latencies_s), time.perf_counter()
         finally:
             self._running = False
             await asyncio.gather(*callers)
-        self.calls += len(self.latencies_s)
-        return self.latencies_s[first:last], ended - started
+        self.calls += len(latencies_s)
+        return Window(last - first, ended - started, sorted(latencies_s[first:]))
 
     async def _caller(self, picks: Iterator[int]) -> None:
-        increment, clock, record = self._increment, time.perf_counter, self.latencies_s.append
+        increment, clock, record = self._increment, time.perf_counter, self._latencies_s.append
         now = clock()
         while self._running:
             started = now
@@ -89,7 +101,7 @@ class Load:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value below which `share` of `ordered` lies (nearest rank); `ordered` is not empty."""
+    """The value that `share` of the values of `ordered` do not exceed (nearest rank)."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
@@ -99,14 +111,16 @@ async def _measure(cell: dict[str, Any]) -> dict[str, Any]:
     async with connect(cell["handle"], cell["form"], objects, outstanding) as increment:
         load = Load(increment, objects)
         total = await load.touch_all()
-        latencies_s, window_s = await load.run(outstanding, cell["warmup_s"], cell["seconds"])
-    latencies_s.sort()
+        started_cpu_s, touched = time.process_time(), load.calls
+        window = await load.run(outstanding, cell["warmup_s"], cell["seconds"])
+        cpu_s = time.process_time() - started_cpu_s
     return {
-        "calls_per_s": len(latencies_s) / window_s,
-        "p50_ms": percentile(latencies_s, 0.5) * 1000,
-        "p99_ms": percentile(latencies_s, 0.99) * 1000,
-        "p99_9_ms": percentile(latencies_s, 0.999) * 1000,
-        "window_s": window_s,
+        "calls_per_s": window.calls / window.seconds,
+        "p50_ms": percentile(window.latencies_s, 0.5) * 1000,
+        "p99_ms": percentile(window.latencies_s, 0.99) * 1000,
+        "p99_9_ms": percentile(window.latencies_s, 0.999) * 1000,
+        "client_cpu_us_per_call": cpu_s / (load.calls - touched) * 1e6,
+        "window_s": window.seconds,
         "calls": load.calls,
         "sum_after_touch": total,
     }
@@ -117,12 +131,9 @@ def main() -> None:
     for line in sys.stdin:
         cell = json.loads(line)
         gc.collect()
-        started_cpu_s = time.process_time()
         try:
-            # uvloop.run would also work; the runner's debug flag off and a fresh loop are what matters.
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 figures = runner.run(_measure(cell))
-            figures["client_cpu_us_per_call"] = (time.process_time() - started_cpu_s) / figures["calls"] * 1e6
         except Exception as error:
             traceback.print_exc()
             figures = {"error": f"{type(error).__name__}: {error}"}

@@ -28,27 +28,24 @@ WORKERS = 2
 
 
 class LimitSystem:
-    """The router and worker processes of the bare pipeline."""
+    """The router and worker processes of the bare pipeline; all forms use the same ones."""
 
     forms = ("router", "direct")
+    raw_form = "raw"
 
     def __init__(self) -> None:
         self._children: list[Child] = []
 
     def start(self, directory: Path) -> Handle:
-        """Start workers and router; both forms use the same processes."""
+        """Start workers and router and wait until they are ready."""
         router = f"ipc://{directory}/router"
         workers = [f"ipc://{directory}/worker{number}" for number in range(WORKERS)]
-        try:
-            for number, endpoint in enumerate(workers):
-                database = directory / f"database{number}"
-                self._children.append(Child("benchmarks.limit_worker", endpoint, os.fspath(database)))
-            self._children.append(Child("benchmarks.limit_router", router, *workers))
-            for child in self._children:
-                child.wait_ready()
-        except BaseException:
-            self.stop()
-            raise
+        for number, endpoint in enumerate(workers):
+            database = directory / f"database{number}"
+            self._children.append(Child("benchmarks.limit_worker", endpoint, os.fspath(database)))
+        self._children.append(Child("benchmarks.limit_router", router, *workers))
+        for child in self._children:
+            child.wait_ready()
         return {"router": router, "workers": workers}
 
     def pids(self) -> list[int]:
@@ -66,7 +63,7 @@ def system() -> LimitSystem:
 
 
 class LimitClient:
-    """Tick-coalescing client: calls made in one loop tick leave as one message for each worker."""
+    """Client whose calls of one loop tick leave as one message for each worker."""
 
     def __init__(
         self,
@@ -105,12 +102,25 @@ class LimitClient:
             self._loop.call_soon(self._flush)
         return future
 
+    def increment_alone(self, index: int) -> asyncio.Future[int]:
+        """The same as one message at once, which is what a raw client without batching sends."""
+        future: asyncio.Future[int] = self._loop.create_future()
+        self._sequence = sequence = self._sequence + 1
+        self._waiting[sequence] = future
+        number = self._owners[index]
+        message = bytes((number,)) + self._pack(((sequence,), (self._keys[index],)))
+        self._targets[number].send(message, limit_wire.NOBLOCK)
+        for recheck in self._rechecks:
+            recheck()
+        return future
+
     def _flush(self) -> None:
         self._flush_is_due = False
         for number, outgoing in enumerate(self._outgoing):
             if outgoing[0]:
                 self._outgoing[number] = ([], [])
-                self._targets[number].send(bytes((number,)) + self._pack(outgoing), limit_wire.NOBLOCK)
+                message = bytes((number,)) + self._pack(outgoing)
+                self._targets[number].send(message, limit_wire.NOBLOCK)
         for recheck in self._rechecks:
             recheck()
 
@@ -125,18 +135,19 @@ class LimitClient:
 
 @asynccontextmanager
 async def connect(handle: Handle, form: str, objects: int, outstanding: int) -> AsyncIterator[Increment]:
-    """A client through the router, or with one socket for each worker."""
+    """A client with one socket for each worker (`direct`), or one to the router (`router`, `raw`)."""
     loop = asyncio.get_running_loop()
     keys = [object_name(index).encode() for index in range(objects)]
     context = zmq.Context()
-    if form == "router":
-        sockets = [limit_wire.connect(context, handle["router"])]
-        targets = sockets * WORKERS
-    else:
+    if form == "direct":
         sockets = [limit_wire.connect(context, endpoint) for endpoint in handle["workers"]]
         targets = sockets
+    else:
+        sockets = [limit_wire.connect(context, handle["router"])]
+        targets = sockets * WORKERS
+    client = LimitClient(loop, sockets, targets, keys)
     try:
-        yield LimitClient(loop, sockets, targets, keys).increment
+        yield client.increment_alone if form == "raw" else client.increment
     finally:
         for socket in sockets:
             loop.remove_reader(socket.getsockopt(zmq.FD))

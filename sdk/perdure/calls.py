@@ -25,6 +25,7 @@ from perdure.errors import (
     PerdureError,
     ShardUnavailable,
     from_wire,
+    to_wire,
 )
 from perdure.limits import Limits
 from perdure.methods import Method
@@ -279,11 +280,9 @@ class Caller:
             try:
                 replies.append(codec.decode(part))
             except InvalidArgument as error:
-                sequence, status = codec.split_array(part)[:2]
-                failed = [type(error).__name__, f"the result cannot be read here: {error}", {}]
-                replies.append(
-                    [codec.decode(sequence), protocol.STATUS_ERROR, ["OutcomeUnknown", *failed[1:]]]
-                )
+                sequence = codec.decode(codec.split_array(part)[0])
+                unknown = OutcomeUnknown(f"the result cannot be read here: {error}")
+                replies.append([sequence, protocol.STATUS_ERROR, to_wire(unknown)])
         return replies
 
     def _load_result(self, answer: Answer, spec: Method, payload: Any) -> None:
@@ -349,12 +348,16 @@ class Caller:
     def on_death(self, worker: int, epoch: int) -> None:
         """An incarnation is gone: what was sent to it may or may not have happened."""
         lost = [s for s, p in self.pending.items() if p.epoch == epoch and p.worker == worker]
-        for sequence in lost:
+        self._lose(lost, f"worker {worker} died")
+
+    def on_router_lost(self) -> None:
+        """The router that carried all calls is gone, and their answers with it."""
+        self._lose([s for s, p in self.pending.items() if p.epoch], "the router died")
+
+    def _lose(self, sequences: list[int], why: str) -> None:
+        for sequence in sequences:
             self._fail(
-                sequence,
-                OutcomeUnknown(
-                    f"worker {worker} died while it had this call; it may or may not have taken effect"
-                ),
+                sequence, OutcomeUnknown(f"{why} while it had this call; it may or may not have taken effect")
             )
 
     # --- sending again

@@ -16,7 +16,7 @@ import zmq
 from perdure.errors import PerdureError
 from perdure.limits import Limits
 
-__all__ = ["Channel", "PeerGone", "WouldBlock", "open_dealer", "open_router"]
+__all__ = ["Channel", "PeerGone", "WouldBlock", "open_dealer", "open_router", "watch_disconnect"]
 
 _LIMITS = Limits()
 _BACKLOG_CONNECTIONS = 1_024
@@ -153,3 +153,15 @@ def open_dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.S
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
     socket.connect(endpoint)
     return socket
+
+
+def watch_disconnect(
+    loop: asyncio.AbstractEventLoop, socket: zmq.Socket[bytes], on_disconnect: Callable[[], None]
+) -> Channel:
+    """Tells when the socket's peer has closed the connection, as soon as the kernel knows.
+
+    Replies that came before may still be unread then, for some microseconds.  Close the returned
+    channel, after `socket.disable_monitor()`, before the socket.
+    """
+    monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    return Channel(loop, monitor, lambda _: on_disconnect())

@@ -20,11 +20,11 @@ import zmq
 
 from perdure import codec, ids, protocol
 from perdure.calls import Answer, Caller
-from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer
+from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer, watch_disconnect
 from perdure.errors import InvalidArgument, PerdureError, ShardUnavailable
 from perdure.ids import ObjectId
 from perdure.limits import Limits
-from perdure.links import DoorLinks
+from perdure.links import LAST_REPLIES_S, DoorLinks
 from perdure.listing import Listing, merge_listings, next_cursor
 from perdure.locate import boot_id, default_url
 from perdure.methods import Method, callable_methods
@@ -38,6 +38,7 @@ __all__ = ["Client", "connect"]
 T = TypeVar("T")
 # Inside the class `list` is the method.
 _Args = list[Any]
+_Frames = list[bytes]
 _LIMITS = Limits()
 _TICK_S = 0.05
 _SEND_AGAIN_S = 0.002
@@ -65,6 +66,9 @@ class Client:
         self._loop: asyncio.AbstractEventLoop
         self._caller: Caller
         self._front: Channel
+        self._front_monitor: Channel
+        self._front_closing = False
+        """The router said GOODBYE: nothing goes to it until its successor sends a map."""
         self._links: DoorLinks
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._direct = False
@@ -84,11 +88,13 @@ class Client:
             clock=time.monotonic,
             random_source=random.Random(),  # noqa: S311 - jitter of retries, not a secret
             load_exception=load_exception,
-            want_flush=lambda: loop.call_soon(self._flush),
+            want_flush=self._flush_soon,
             want_map=self._hello,
         )
         self._context = zmq.Context()
-        self._front = Channel(loop, open_dealer(self._context, self.url), self._on_front, self._flush_waiting)
+        socket = open_dealer(self._context, self.url)
+        self._front = Channel(loop, socket, self._on_front, self._flush_waiting)
+        self._front_monitor = watch_disconnect(loop, socket, self._on_front_lost)
         self._links = DoorLinks(
             loop,
             self._context,
@@ -122,6 +128,8 @@ class Client:
                 timer.cancel()
         self._caller.close()
         self._links.close()
+        self._front.socket.disable_monitor()
+        self._front_monitor.close()
         self._front.close()
         self._context.term()
 
@@ -243,11 +251,12 @@ class Client:
 
     # --- messages
 
-    def _on_front(self, frames: list[bytes]) -> None:
+    def _on_front(self, frames: _Frames) -> None:
         try:
             head = protocol.read_header(frames[0])
             if head.kind == protocol.GOODBYE:
                 self._front.send((protocol.header(protocol.GOODBYE_ACK), b""))
+                self._front_closing = True
             elif head.kind == protocol.MAP and len(frames) == 2:
                 self._on_map(slot_map_from_wire(codec.decode(frames[1])))
             elif len(frames) == 2:
@@ -267,9 +276,10 @@ class Client:
             self._caller.on_refused(body)
 
     def _on_map(self, slot_map: SlotMap) -> None:
-        if self._caller.on_map(slot_map):
-            self._follow()
-            self._flush()
+        self._front_closing = False
+        self._caller.on_map(slot_map)
+        self._follow()
+        self._flush()
         if not self._ready.done():
             self._ready.set_result(None)
 
@@ -285,16 +295,25 @@ class Client:
         self._caller.on_death(worker, epoch)
         self._hello()
 
+    def _on_front_lost(self) -> None:
+        if not self._direct:
+            self._loop.call_later(LAST_REPLIES_S, self._caller.on_router_lost)
+
     # --- sending
 
     def _send(self, worker: int, epoch: int, header: bytes, body: bytes) -> bool:
         if self._direct:
             return self._links.send(worker, epoch, header, body)
+        if self._front_closing:
+            return False
         try:
             self._front.send((header, body))
         except (WouldBlock, PeerGone):
             return False
         return True
+
+    def _flush_soon(self) -> None:
+        self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         if not self._closed and self._caller.flush(self._send) and self._again is None:
@@ -310,8 +329,13 @@ class Client:
             self._flush_again()
 
     def _hello(self) -> None:
-        with contextlib.suppress(WouldBlock, PeerGone):  # the next tick says it again
+        if self._closed:
+            return
+        try:
             self._front.send((protocol.header(protocol.HELLO), b""))
+        except (WouldBlock, PeerGone):
+            if self._caller.map is None:  # connecting takes a millisecond; afterwards pings suffice
+                self._loop.call_later(_SEND_AGAIN_S, self._hello)
 
     def _tick(self) -> None:
         self._timers = [self._loop.call_later(_TICK_S, self._tick)]
@@ -319,9 +343,10 @@ class Client:
         now = self._loop.time()
         if now >= self._ping_due:
             slot_map = self._caller.map
-            self._ping_due = now + (_LIMITS.client_ping_s if slot_map is not None else _TICK_S)
+            self._ping_due = now + _LIMITS.client_ping_s
             if slot_map is None:
                 self._hello()
                 return
             with contextlib.suppress(WouldBlock, PeerGone):
                 self._front.send((protocol.header(protocol.PING, 0, slot_map.version), b""))
+            self._follow()  # opens again what a door closed without dying

@@ -14,16 +14,16 @@ from collections.abc import Callable
 import zmq
 
 from perdure import protocol
-from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer
+from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer, watch_disconnect
 from perdure.errors import PerdureError
 from perdure.slotmap import SlotMap
 
-__all__ = ["DoorLinks"]
+__all__ = ["LAST_REPLIES_S", "DoorLinks"]
 
 log = logging.getLogger("perdure.links")
 
 # The monitor tells of a closed connection a moment before the last replies can be read from it.
-_LAST_REPLIES_S = 0.01
+LAST_REPLIES_S = 0.01
 
 
 class _Link:
@@ -36,6 +36,7 @@ class _Link:
         """The door said GOODBYE: nothing more is sent to it."""
 
     def close(self) -> None:
+        """The monitor first: it belongs to the socket."""
         self.channel.socket.disable_monitor()
         self.monitor.close()
         self.channel.close()
@@ -92,10 +93,9 @@ class DoorLinks:
 
     def _open(self, address: tuple[int, int], endpoint: str) -> _Link:
         socket = open_dealer(self._context, endpoint)
-        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
         return _Link(
             Channel(self._loop, socket, lambda frames: self._receive(address, frames), self._on_drained),
-            Channel(self._loop, monitor, lambda _: self._disconnected(address)),
+            watch_disconnect(self._loop, socket, lambda: self._disconnected(address)),
         )
 
     def _receive(self, address: tuple[int, int], frames: list[bytes]) -> None:
@@ -119,7 +119,7 @@ class DoorLinks:
             log.debug("a closing door could not be acknowledged")
 
     def _disconnected(self, address: tuple[int, int]) -> None:
-        self._loop.call_later(_LAST_REPLIES_S, self._dead, address)
+        self._loop.call_later(LAST_REPLIES_S, self._dead, address)
 
     def _dead(self, address: tuple[int, int]) -> None:
         link = self._links.pop(address, None)

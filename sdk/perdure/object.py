@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Iterable, Mapping
-from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, overload
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar, overload
 
 from perdure.ids import ObjectId
 from perdure.limits import Limits
@@ -18,6 +18,7 @@ __all__ = ["Context", "DurableObject", "Storage", "namespace_of"]
 T = TypeVar("T")
 # Inside `Storage` `list` is the method.
 _Keys = Iterable[str]
+_KeyList = list[str]
 _NAMESPACE = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*", re.ASCII)
 
 
@@ -49,6 +50,32 @@ class Storage(Protocol):
     def delete_many(self, keys: _Keys) -> int:
         """Deletes keys; how many of them existed."""
 
+    @overload
+    async def list(
+        self,
+        *,
+        start: str | None = None,
+        start_after: str | None = None,
+        end: str | None = None,
+        prefix: str | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+        keys_only: Literal[False] = False,
+        cursor: str | None = None,
+    ) -> dict[str, Any]: ...
+    @overload
+    async def list(
+        self,
+        *,
+        start: str | None = None,
+        start_after: str | None = None,
+        end: str | None = None,
+        prefix: str | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+        keys_only: Literal[True],
+        cursor: str | None = None,
+    ) -> _KeyList: ...
     async def list(
         self,
         *,

@@ -150,6 +150,5 @@ class Cluster:
             if supervisor.poll() is None:
                 supervisor.kill()
             supervisor.wait(DEADLINE_S)
-        for pid in {entry["pid"] for entry in self.journal("started")}:
-            if is_alive(pid) and str(self.stage) in Path(f"/proc/{pid}/environ").read_text():
-                os.kill(pid, signal.SIGKILL)
+        pids = {entry["pid"] for entry in self.journal("started")}
+        wait_for("the children died with their supervisor", lambda: not any(map(is_alive, pids)))

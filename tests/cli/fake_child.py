@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+
 from perdure.codec import decode, encode
 
 PR_SET_PDEATHSIG = 1

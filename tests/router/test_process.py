@@ -6,7 +6,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import msgpack
@@ -33,7 +33,9 @@ class Peers:
         self.door = self.bound("w0.e1")
         self.client = self.context.socket(zmq.DEALER)
         self.client.set_hwm(0)
-        self.config = RouterConfig((f"ipc://{run}/router",), f"ipc://{run}/control", 1, os.getpid())
+        self.client.connect(f"ipc://{run}/router")
+        self.router = b""
+        """The router's identity at the control socket."""
 
     def bound(self, name: str) -> zmq.Socket[bytes]:
         socket = self.context.socket(zmq.ROUTER)
@@ -41,12 +43,24 @@ class Peers:
         socket.bind(f"ipc://{self.run}/{name}")
         return socket
 
-    def slot_map(self, version: int, endpoint: str) -> bytes:
+    def send_map(self, version: int, endpoint: str) -> None:
         slot_map = SlotMap(version, tuple(contiguous_ranges(8, 1)), (Seat(1, endpoint),))
-        return codec.encode({"type": "map", "map": slot_map.to_wire()})
+        message = codec.encode({"type": "map", "map": slot_map.to_wire()})
+        self.control.send_multipart([self.router, message])
+
+    async def play(self, scene: Callable[[Peers], Awaitable[None]]) -> None:
+        """Runs the scene beside a router in one loop, and stops the router."""
+        config = RouterConfig((f"ipc://{self.run}/router",), f"ipc://{self.run}/control", 1, os.getpid())
+        stopping = asyncio.Event()
+        router = RouterProcess(config, asyncio.get_running_loop(), Limits(), stopping)
+        running = asyncio.create_task(router.run())
+        self.router, _ = await receive(self.control)
+        await scene(self)
+        stopping.set()
+        await running
 
 
-@pytest.fixture()
+@pytest.fixture
 def peers() -> Iterator[Peers]:
     with tempfile.TemporaryDirectory(prefix="perdure") as run:
         peers = Peers(Path(run))
@@ -59,22 +73,31 @@ async def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
     deadline = time.monotonic() + 10
     while not socket.poll(0):
         assert time.monotonic() < deadline, "no message came"
-        await asyncio.sleep(0.001)  # sleep: lets the router run in this loop
+        await asyncio.sleep(0.001)  # sleep: the router runs in this loop and must get its turn
     return socket.recv_multipart()
 
 
-def run_beside(router: asyncio.Task[None] | None, peers: Peers, scene: object) -> None:
-    """Runs `scene(router's identity at the control socket)` beside a router in one loop, and stops it."""
-
-    async def play() -> None:
-        stopping = asyncio.Event()
-        process = RouterProcess(peers.config, asyncio.get_running_loop(), Limits(), stopping)
-        running = asyncio.create_task(process.run())
-        identity, _ = await receive(peers.control)
-        peers.client.connect(peers.config.endpoints[0])
-        await scene(identity)  # type: ignore[operator]
-        stopping.set()
-        await running
+def test_what_a_worker_said_before_its_death_is_heard_before_the_news_of_it(peers: Peers) -> None:
+    async def scene(peers: Peers) -> None:
+        peers.send_map(1, f"ipc://{peers.run}/w0.e1")
+        for sequence in range(CALLS):
+            peers.client.send_multipart([protocol.call_header(bytes(32), sequence), b""])
+        entries: list[list[bytes]] = []
+        while len(entries) < CALLS:
+            identity, _, body = await receive(peers.door)
+            flat = msgpack.unpackb(body)
+            entries += [flat[at : at + 3] for at in range(0, len(flat), 3)]
+        # One message for each reply: more of them than the router reads before it looks at the rest.
+        for origin, header, _ in entries:
+            sequence = protocol.read_call_header(header).sequence
+            reply = [origin, protocol.header(protocol.REPLY, 0, 1, sequence), b"\x93answer"]
+            bundle = [protocol.header(protocol.BUNDLE, 0, 1), msgpack.packb(reply)]
+            peers.door.send_multipart([identity, *bundle])
+        time.sleep(0.3)  # sleep: holds the router's loop until ZeroMQ's threads have delivered all of it
+        peers.send_map(2, "")
+        time.sleep(0.1)  # sleep: as above
+        bodies = {(await receive(peers.client))[1] for _ in range(CALLS)}
+        assert bodies == {b"\x93answer"}
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(play())
+        runner.run(peers.play(scene))

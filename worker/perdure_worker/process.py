@@ -92,7 +92,7 @@ class Worker:
         committer = Committer(
             engine,
             notify=loop.call_soon_threadsafe,
-            on_durable=lambda group: self._host.on_durable(group),
+            on_durable=self._on_durable,
             group_bytes_max=_LIMITS.commit_group_bytes_max,
         )
         self._caller = Caller(
@@ -100,8 +100,8 @@ class Worker:
             clock=time.monotonic,
             random_source=random.Random(),  # noqa: S311 - jitter of retries, not a secret
             load_exception=load_exception,
-            want_flush=lambda: loop.call_soon(self._flush_caller),
-            want_map=lambda: None,
+            want_flush=self._flush_caller_soon,
+            want_map=_nothing,
         )
         self._committer = committer
         settings = HostSettings(
@@ -128,7 +128,7 @@ class Worker:
             self._context,
             on_message=self._on_link_message,
             on_death=self._caller.on_death,
-            on_drained=lambda: None,
+            on_drained=_nothing,
         )
         self._door = Channel(loop, open_router(self._context, [config.door]), self._on_door, self._flush)
         self._control = Channel(loop, open_dealer(self._context, config.control), self._on_control)
@@ -242,6 +242,9 @@ class Worker:
 
     # --- what leaves
 
+    def _on_durable(self, group: int) -> None:
+        self._host.on_durable(group)
+
     def _want_flush(self) -> None:
         if not self._flush_wanted:
             self._flush_wanted = True
@@ -303,6 +306,9 @@ class Worker:
         self._flush()
 
     # --- calls of this worker's objects to others
+
+    def _flush_caller_soon(self) -> None:
+        self._loop.call_soon(self._flush_caller)
 
     def _flush_caller(self) -> None:
         if self._caller.flush(self._send_call):
@@ -374,6 +380,8 @@ class Worker:
         now = self._loop.time()
         if now >= evict_at:
             self._host.evict_idle()
+            if self._caller.map is not None:  # opens again what a door closed without dying
+                self._links.follow(self._caller.map, skip=self._config.index)
             evict_at = now + _EVICT_S
         self._flush()
         self._loop.call_later(_TICK_S, self._tick, evict_at)
@@ -405,6 +413,10 @@ def main(argument: str) -> int:
     gc.freeze()
     uvloop.run(_serve(config, classes, engine))
     return 0
+
+
+def _nothing() -> None:
+    """The supervisor sends maps by itself, and the loop flushes at the end of each tick."""
 
 
 async def _serve(config: WorkerConfig, classes: dict[str, ObjectClass], engine: Engine) -> None:
