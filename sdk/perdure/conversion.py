@@ -48,7 +48,7 @@ from perdure.conversion_containers import (
 )
 from perdure.conversion_records import record_converter
 from perdure.conversion_scalars import anything, enumeration, literal, scalar, untravelling
-from perdure.conversion_unions import union_of
+from perdure.conversion_unions import Fit, union_of
 from perdure.converter import ConversionError, Converter
 from perdure.plain import SCALARS, dump_any
 
@@ -76,7 +76,7 @@ class _Scope:
     globalns: dict[str, Any] = field(default_factory=dict)
     localns: Mapping[str, Any] = field(default_factory=dict)
     typevars: Mapping[Any, Any] = field(default_factory=dict)
-    exactly: bool = False
+    fit: Fit = Fit.ANY
 
 
 class Compiler:
@@ -118,7 +118,7 @@ class Compiler:
         if isinstance(annotation, dataclasses.InitVar):
             return self._compile(annotation.type, scope)
         if annotation is typing.LiteralString:
-            return scalar(str, exactly=scope.exactly)
+            return scalar(str, exactly=scope.fit is Fit.EXACT)
         origin = typing.get_origin(annotation) or annotation
         args = typing.get_args(annotation)
         if origin in _QUALIFIERS or getattr(origin, "_name", None) == "ReadOnly":
@@ -131,7 +131,7 @@ class Compiler:
             return self._alias(annotation, origin, args, scope)
         if isinstance(origin, type):
             if origin in SCALARS:
-                return scalar(origin, exactly=scope.exactly)
+                return scalar(origin, exactly=scope.fit is Fit.EXACT)
             return self._container(origin, args, scope) or self._class(annotation, origin, args, scope)
         return self._unknown(annotation)
 
@@ -163,18 +163,17 @@ class Compiler:
         if known is None:
             known = self._known[key] = Converter.deferred(str(annotation))
             bindings = dict(zip(alias.__type_params__, args, strict=False))
-            inner = _Scope(hints.module_names(alias), {}, bindings, scope.exactly)
+            inner = _Scope(hints.module_names(alias), {}, bindings, scope.fit)
             known.become(self._compile(alias.__value__, inner))
         return known
 
     # --- kinds of annotations
 
     def _union(self, args: tuple[Any, ...], scope: _Scope) -> Converter:
-        members = [self._compile(arg, scope) for arg in args]
-        if scope.exactly:
-            return union_of(members, members)
-        exactly = dataclasses.replace(scope, exactly=True)
-        return union_of([self._compile(arg, exactly) for arg in args], members)
+        ladder = [
+            scope if fit is scope.fit else dataclasses.replace(scope, fit=fit) for fit in Fit.up_to(scope.fit)
+        ]
+        return union_of([[self._compile(arg, rung) for arg in args] for rung in ladder])
 
     def _literal(self, annotation: Any, args: tuple[Any, ...]) -> Converter:
         try:
@@ -224,19 +223,19 @@ class Compiler:
             except ConversionError:
                 return self._unknown(annotation)
         if pydantic_models.is_model_class(cls):
-            return pydantic_models.model_converter(cls, dump_any, exactly=scope.exactly)
+            return pydantic_models.model_converter(cls, dump_any, complete=scope.fit is not Fit.ANY)
         args = _substituted(args, scope)
         key = _key(cls, args, scope)
         known = self._known.get(key)
         if known is not None:
             return known
-        made = record_converter(cls, exactly=scope.exactly)
+        made = record_converter(cls, complete=scope.fit is not Fit.ANY)
         if made is None:
             return self._unknown(annotation)
         known, compile_fields = made
         self._known[key] = known
         bindings = dict(zip(getattr(cls, "__parameters__", ()), args, strict=False))
-        inner = _Scope(hints.module_names(cls), hints.local_names(cls), bindings, scope.exactly)
+        inner = _Scope(hints.module_names(cls), hints.local_names(cls), bindings, scope.fit)
         compile_fields(lambda hint: self._compile(hint, inner))
         return known
 
@@ -270,8 +269,8 @@ def _key(cls: Any, args: tuple[Any, ...], scope: _Scope) -> Any:
     try:
         hash(args)
     except TypeError:  # Annotated may carry anything
-        return (cls, shown, scope.exactly)
-    return (cls, args, shown, scope.exactly)
+        return (cls, shown, scope.fit)
+    return (cls, args, shown, scope.fit)
 
 
 def compile_converter(

@@ -38,11 +38,11 @@ def is_typed_dict(cls: type) -> bool:
 
 
 class _Record:
-    """What the three kinds share; `exactly`, for members of unions, fills in no defaults."""
+    """What the three kinds share; `complete`, for members of unions, makes defaults count for nothing."""
 
-    def __init__(self, cls: type, *, exactly: bool) -> None:
+    def __init__(self, cls: type, *, complete: bool) -> None:
         self.cls = cls
-        self.exactly = exactly
+        self.complete = complete
         self.expected = cls.__name__
         self.fields: tuple[_Field, ...] = ()
         self.names: frozenset[str] = frozenset()
@@ -111,7 +111,7 @@ class _Dataclass(_Record):
         self._refuse_required_init_vars()
         for field in fields:
             has_default = (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
-            required = self.exactly or not has_default
+            required = self.complete or not has_default
             yield _Field(field.name, compile_field(hints[field.name]), required)
 
     def _refuse_required_init_vars(self) -> None:
@@ -192,7 +192,7 @@ class _NamedTuple(_Record):
         cls: Any = self.cls
         hints = class_hints(cls, cls._fields)
         for name in cls._fields:
-            required = self.exactly or name not in cls._field_defaults
+            required = self.complete or name not in cls._field_defaults
             yield _Field(name, compile_field(hints[name]), required)
 
     def load(self, value: Any) -> Any:
@@ -223,16 +223,16 @@ class _NamedTuple(_Record):
         return tuple(dumped)
 
 
-def record_converter(cls: type, *, exactly: bool) -> tuple[Converter, Callable[[CompileField], None]] | None:
+def record_converter(cls: type, *, complete: bool) -> tuple[Converter, Callable[[CompileField], None]] | None:
     """A converter for a record class and the function that compiles its fields; None for other classes."""
     record: _Record
     wire: set[type]
     if is_typed_dict(cls):
-        record, wire = _TypedDict(cls, exactly=exactly), {dict}
+        record, wire = _TypedDict(cls, complete=complete), {dict}
     elif is_named_tuple(cls):
-        record, wire = _NamedTuple(cls, exactly=exactly), {tuple, list}
+        record, wire = _NamedTuple(cls, complete=complete), {tuple, list}
     elif dataclasses.is_dataclass(cls):
-        record, wire = _Dataclass(cls, exactly=exactly), {dict}
+        record, wire = _Dataclass(cls, complete=complete), {dict}
     else:
         return None
     converter = Converter(record.load, record.dump, expected=cls.__name__, wire=frozenset(wire))

@@ -1,28 +1,47 @@
 """Converters of ``Union``, ``Optional`` and ``X | Y``.
 
-The rule: members are tried in the order in which they are written, first for an exact fit (no int
-taken for a float, no default filled into a missing field), then for any fit; the first one wins.  So
-an int stays an int for ``float | int``, and of two dataclasses the one whose fields are all there is
-chosen.  An enum of str values must stand before ``str`` to be loaded as the enum.
+The rule: members are tried in the order in which they are written; the first that fits exactly wins,
+else the first that fits when an int may be taken for a float, else the first that fits when defaults
+may fill missing fields too.  So an int stays an int for ``float | int``, and of two dataclasses the one
+whose fields are all there is chosen.  An enum of str values must stand before ``str`` to be loaded as
+the enum.
 Runs in every process that has the user's class.
 """
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 from perdure.converter import ConversionError, Converter, describe
 from perdure.plain import SCALARS
 
-__all__ = ["union_of"]
+__all__ = ["Fit", "union_of"]
 
 
-def union_of(exact_members: list[Converter], members: list[Converter]) -> Converter:
-    """The union of `members`; `exact_members` are the same annotations, compiled to fit exactly."""
+class Fit(enum.IntEnum):
+    """How a value may fit a member of a union, the strictest first."""
+
+    EXACT = 0
+    """As it is, with every field there."""
+    COMPLETE = 1
+    """Every field is there, and an int may stand for a float."""
+    ANY = 2
+    """Also with fields missing that have defaults: how annotations outside of unions are taken."""
+
+    @staticmethod
+    def up_to(loosest: Fit) -> list[Fit]:
+        """The ways to fit from the strictest to the given one."""
+        return [fit for fit in Fit if fit <= loosest]
+
+
+def union_of(ladder: list[list[Converter]]) -> Converter:
+    """The union of members; each rung holds all of them, compiled for one `Fit`, the strictest first."""
+    exact_members, members = ladder[0], ladder[-1]
     expected = " | ".join(dict.fromkeys(member.expected for member in members))
     others_than_none = [member for member in members if member.exact is not type(None)]
     alone = others_than_none[0] if len(others_than_none) == 1 else None
-    attempts = [*exact_members, *(members if members is not exact_members else [])]
+    attempts = [member for rung in ladder for member in rung]
     loaded_as_they_are = _loaded_as_they_are(exact_members)
     dumped_as_they_are = frozenset(member.exact for member in exact_members) & SCALARS
 

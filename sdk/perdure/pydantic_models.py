@@ -53,15 +53,15 @@ def _refusal(expected: str, error: Exception) -> ConversionError:
     return ConversionError(path, f"valid for {expected} ({first['msg']})", describe(first.get("input")))
 
 
-def model_converter(cls: Any, plain: Callable[[Any], Any], *, exactly: bool) -> Converter:
-    """The converter of a model class; `exactly` takes only dicts that hold every field by name."""
+def model_converter(cls: Any, plain: Callable[[Any], Any], *, complete: bool) -> Converter:
+    """The converter of a model class; `complete` takes only dicts with every field by name."""
     expected: str = cls.__name__
     options: dict[str, Any] = {}
     if "by_name" in inspect.signature(cls.model_validate).parameters:
         options = {"by_alias": True, "by_name": True}
 
     def load(value: Any) -> Any:
-        if exactly and not (type(value) is dict and cls.model_fields.keys() == value.keys()):
+        if complete and not (type(value) is dict and cls.model_fields.keys() == value.keys()):
             raise ConversionError("", expected, describe(value))
         try:
             return cls.model_validate(value, **options)
