@@ -18,7 +18,6 @@ from pathlib import Path
 
 import msgpack
 import zmq
-
 from benchmarks import limit_wire
 from benchmarks.contender import Child, Handle, Increment, object_name, stop_all
 
@@ -150,6 +149,6 @@ async def connect(handle: Handle, form: str, objects: int, outstanding: int) -> 
         yield client.increment_alone if form == "raw" else client.increment
     finally:
         for socket in sockets:
-            loop.remove_reader(socket.getsockopt(zmq.FD))
+            loop.remove_reader(limit_wire.descriptor(socket))
             socket.close()
         context.term()

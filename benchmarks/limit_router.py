@@ -12,7 +12,6 @@ import sys
 
 import uvloop
 import zmq
-
 from benchmarks import limit_wire
 
 

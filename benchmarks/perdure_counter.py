@@ -58,7 +58,9 @@ class PerdureSystem:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while not endpoint.exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise Unavailable(f"`perdure run` did not come up:\n{log.read_text(errors='replace')[-2000:]}")
+                raise Unavailable(
+                    f"`perdure run` did not come up:\n{log.read_text(errors='replace')[-2000:]}"
+                )
             time.sleep(0.05)
         return {"url": endpoint.read_text(encoding="utf-8").strip()}
 

@@ -1,7 +1,7 @@
 """What ./scripts/start runs: a cluster of this machine's own, and calls to it that a person can see.
 
 Starts `perdure run examples/counter.py` (a supervisor, a router, workers), counts with a few `Counter`
-objects and then keeps four of them counting once a second until Ctrl+C. The counts go on with the next start.
+objects and then keeps four of them counting until Ctrl+C. The counts go on with the next start.
 With --once it stops after the first calls and exits with 0 when each of them counted exactly once.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -22,8 +23,10 @@ from perdure.locate import DATA_DEFAULT, ENDPOINT_FILE
 HERE = Path(__file__).resolve().parent
 STOP_TIMEOUT_S = 30.0
 """The supervisor's own ordered shutdown takes at most 10 s of draining a process; beyond this it hangs."""
-SLOW_CALL_S = 0.2
+SLOW_CALL_S = 0.15
 """A call that took longer than this waited for something that is worth a line."""
+COUNT_INTERVAL_S = 0.1
+"""Short against the restart of a worker (about 0.3 s), so that a kill meets calls."""
 COMPASS = ("north", "east", "south", "west")
 """Counters whose slots lie on both workers, so that the death of either can be seen."""
 
@@ -37,17 +40,25 @@ def parse_options() -> argparse.Namespace:
 
 
 @asynccontextmanager
-async def running_cluster(data: Path, workers: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`perdure run` as a process of its own; stopped in order on the way out."""
+async def running_cluster(
+    data: Path, workers: int
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.Event]]:
+    """`perdure run` as a process of its own, and the event of its being ready; stopped in order."""
     cluster = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "perdure_cli", "run", str(HERE / "counter.py")),
         *("--data", str(data), "--workers", str(workers)),
+        # What goes wrong is shown between the counts, the rest of the log would hide them.
+        *("--no-log-json", "--log-level", "warning"),
         stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
         # Ctrl+C in the terminal shall reach this process alone, which then stops the cluster once.
         start_new_session=True,
     )
+    assert cluster.stdout is not None
+    ready = asyncio.Event()
+    output = asyncio.create_task(show_output(cluster.stdout, ready))
     try:
-        yield cluster
+        yield cluster, ready
     finally:
         if cluster.returncode is None:
             cluster.terminate()
@@ -56,6 +67,16 @@ async def running_cluster(data: Path, workers: int) -> AsyncIterator[asyncio.sub
             except TimeoutError:
                 cluster.kill()
                 await cluster.wait()
+        output.cancel()
+
+
+async def show_output(output: asyncio.StreamReader, ready: asyncio.Event) -> None:
+    """Passes on what the cluster prints, save the line that says that it is ready."""
+    async for line in output:
+        if line.startswith(b"ready "):
+            ready.set()
+        else:
+            print(line.decode(errors="replace"), end="")
 
 
 async def count_once(client: Client) -> bool:
@@ -82,19 +103,20 @@ async def count_once(client: Client) -> bool:
 
 def print_hints(address: str, cluster_pid: int) -> None:
     """What to try while the cluster runs; `address` is what connect_sync() needs to find it."""
-    pids = " or ".join(str(pid) for pid in worker_pids(cluster_pid))
+    first, *others = worker_pids(cluster_pid)
+    also = f"   (or {', '.join(map(str, others))})" if others else ""
     print(
         f"""
 The cluster keeps running, and its data stays for the next start; Ctrl+C stops it.
 In another terminal, in this folder, you can
 
-  call it:        {sys.executable} -c '
+  call it:        {os.path.relpath(sys.executable)} -c '
 from perdure import connect_sync
 with connect_sync({address}) as client:
     print(client.get("Counter", "visits").increment())'
 
-  kill a worker:  kill -9 {pids}
-                  and watch the four counters: a call waits, none is lost, none counts twice
+  kill a worker:  kill -9 {first}{also}
+                  and watch these counters, ten times a second: a call waits, none is lost, none counts twice
 """
     )
 
@@ -106,7 +128,7 @@ def worker_pids(cluster_pid: int) -> list[int]:
 
 
 async def keep_counting(client: Client) -> None:
-    """One increment a second of each compass counter, until cancelled; slow calls get a line."""
+    """Increments the compass counters ten times a second, until cancelled; slow calls get a line."""
     loop = asyncio.get_running_loop()
     counters = [client.get("Counter", name) for name in COMPASS]
     while True:
@@ -114,24 +136,18 @@ async def keep_counting(client: Client) -> None:
         values = await asyncio.gather(*(counter.increment() for counter in counters))
         waited = loop.time() - started
         line = ", ".join(f"{name} {value}" for name, value in zip(COMPASS, values, strict=True))
-        slow = waited > SLOW_CALL_S
-        note = f"  (the slowest of these calls took {waited:.1f} s)" if slow else ""
-        # On a terminal the line counts in place; what was slow stays in sight.
-        in_place = sys.stdout.isatty() and not slow
-        print(f"{line}{note}", end="\r" if in_place else "\n", flush=True)
-        await asyncio.sleep(max(0.0, 1.0 - waited))
+        if waited > SLOW_CALL_S:
+            print(f"{line}   (the slowest of these calls took {waited:.2f} s)")
+        elif sys.stdout.isatty():
+            print(line, end="\r", flush=True)  # counts in place, and what was slow stays in sight
+        await asyncio.sleep(max(0.0, COUNT_INTERVAL_S - waited))
 
 
-async def url_of_cluster(data: Path) -> str:
-    """The router's address, which `perdure run` writes into its data directory when it is up."""
-    file = data / ENDPOINT_FILE
-    while not file.exists():  # noqa: ASYNC110 - another process makes it: no event of ours tells
-        await asyncio.sleep(0.05)
-    return file.read_text().strip()
-
-
-async def demonstrate(options: argparse.Namespace, cluster_pid: int) -> bool:
-    url = await url_of_cluster(options.data)
+async def demonstrate(options: argparse.Namespace, ready: asyncio.Event, cluster_pid: int) -> bool:
+    # Only its own word tells that this cluster is up: the address in the data directory may be that of
+    # another one, because of which this one is about to give up.
+    await ready.wait()
+    url = (options.data / ENDPOINT_FILE).read_text().strip()
     async with connect(url) as client:
         exact = await count_once(client)
         if not options.once:
@@ -143,17 +159,16 @@ async def demonstrate(options: argparse.Namespace, cluster_pid: int) -> bool:
 async def main() -> int:
     options = parse_options()
     loop = asyncio.get_running_loop()
-    async with running_cluster(options.data, options.workers) as cluster:
-        demo = asyncio.create_task(demonstrate(options, cluster.pid))
+    print(f"Starting a router and {options.workers} workers on {options.data} ...")
+    async with running_cluster(options.data, options.workers) as (cluster, ready):
+        demo = asyncio.create_task(demonstrate(options, ready, cluster.pid))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, demo.cancel)
         ended = asyncio.create_task(cluster.wait())
         await asyncio.wait({demo, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not demo.done():
             demo.cancel()
-            print(
-                f"perdure run ended with code {cluster.returncode}; its reason stands above.", file=sys.stderr
-            )
+            print(f"perdure run ended with code {cluster.returncode}, see above.", file=sys.stderr)
             return 1
         if demo.cancelled():
             print("\nStopping: running turns end, their commits reach the disk ...")

@@ -20,7 +20,7 @@ def use_the_checkout() -> None:
     folders = [str(root / name) for name in FOLDERS]
     sys.path[:0] = folders
     inherited = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *([inherited] if inherited else [])])
+    os.environ["PYTHONPATH"] = os.pathsep.join([*([inherited] if inherited else []), *folders])
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -59,12 +57,12 @@ from perdure_cli.events import (
 from perdure_cli.shards import prepare_shards
 from perdure_cli.state import ClusterState
 from perdure_cli.supervision import Supervision, Timing
+from perdure_router.config import RouterConfig
+from perdure_worker.config import WorkerConfig
 
 __all__ = ["ChildCommand", "RunConfig", "Supervisor", "child_command", "run"]
 
 _LIMITS = Limits()
-_DESCRIPTORS_WANTED = 65_536
-"""Open files of each child: a socket for each peer and the store's tables (RELIABILITY rule 9)."""
 
 _log = logging.getLogger("perdure.supervisor")
 
@@ -101,7 +99,6 @@ def run(config: RunConfig, *, command: ChildCommand = child_command, timing: Tim
 
     Raises `CannotRun` when it cannot start.  The steps: lock, state, shards, sockets, children.
     """
-    _raise_descriptor_limit()
     for address in config.binds:
         _check_bindable(address)
     with DataDirectory.open(config.data, _own_command()) as directory:
@@ -307,7 +304,7 @@ class Supervisor:
 
     def _start_process(self, child: ChildId, epoch: int) -> _Process:
         popen = subprocess.Popen(
-            self._command(child.role, json.dumps(self._child_config(child, epoch))),
+            self._command(child.role, self._child_config(child, epoch)),
             stdin=subprocess.DEVNULL,
             # A group of its own, so that Ctrl+C in the terminal reaches the supervisor alone.
             process_group=0,
@@ -315,31 +312,35 @@ class Supervisor:
         )
         return _Process(child, epoch, popen, os.pidfd_open(popen.pid), _now())
 
-    def _child_config(self, child: ChildId, epoch: int) -> dict[str, Any]:
-        config, state = self._config, self._core.state
-        common = {
-            "control": self._places.control,
-            "epoch": epoch,
-            "parent": os.getpid(),
-            "log_json": config.log_json,
-            "log_level": config.log_level,
-        }
+    def _child_config(self, child: ChildId, epoch: int) -> str:
+        config, places, state = self._config, self._places, self._core.state
         if child.role is Role.ROUTER:
-            return {"endpoints": [self._places.url, *config.binds], **common}
+            return RouterConfig(
+                endpoints=(places.url, *config.binds),
+                control=places.control,
+                epoch=epoch,
+                parent=os.getpid(),
+                log_json=config.log_json,
+                log_level=config.log_level,
+            ).to_json()
         slots = state.ranges[child.index]
-        return {
-            "app": config.app,
-            "index": child.index,
-            "shard": str(self._directory.shard_path(child.index)),
-            "door": f"ipc://{self._places.door(child.index, epoch)}",
-            "slots": [slots.start, slots.stop],
-            "slot_count": state.slot_count,
-            "engine": config.engine,
-            "dev": config.dev,
-            "idle_evict_s": config.idle_evict_s,
-            "live_objects_max": config.live_objects_max,
-            **common,
-        }
+        return WorkerConfig(
+            app=config.app,
+            index=child.index,
+            shard=str(self._directory.shard_path(child.index)),
+            door=f"ipc://{places.door(child.index, epoch)}",
+            slots=(slots.start, slots.stop),
+            slot_count=state.slot_count,
+            engine=config.engine,
+            dev=config.dev,
+            idle_evict_s=config.idle_evict_s,
+            live_objects_max=config.live_objects_max,
+            control=places.control,
+            epoch=epoch,
+            parent=os.getpid(),
+            log_json=config.log_json,
+            log_level=config.log_level,
+        ).to_json()
 
     def _kill(self, action: Kill) -> None:
         process = self._processes.get(action.child)
@@ -410,13 +411,6 @@ def _now() -> float:
 
 def _own_command() -> str:
     return " ".join(sys.orig_argv)
-
-
-def _raise_descriptor_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS_WANTED)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _check_bindable(address: str) -> None:

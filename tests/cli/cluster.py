@@ -72,11 +72,16 @@ class Cluster:
         return self.launch([str(HERE / "run_supervisor.py"), json.dumps(spec)], wait=wait)
 
     def launch(
-        self, arguments: list[str], *, wait: bool = True, first_on_path: str = ""
+        self,
+        arguments: list[str],
+        *,
+        wait: bool = True,
+        first_on_path: str = "",
+        path: list[str] | None = None,
     ) -> subprocess.Popen[str]:
         """A Python process that becomes a supervisor; its output is in `said()` and `log()`."""
         number = len(self.supervisors)
-        path = [*([first_on_path] if first_on_path else []), *PACKAGES]
+        path = path or [*([first_on_path] if first_on_path else []), *PACKAGES]
         with (
             open(self.stage / f"stdout-{number}", "w") as out,
             open(self.stage / f"stderr-{number}", "w") as err,

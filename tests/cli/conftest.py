@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,16 @@ from .cluster import Cluster
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def short_path() -> Iterator[Path]:
+    """A new directory with a path short enough for sockets, whatever `tmp_path` is here."""
+    with tempfile.TemporaryDirectory(prefix="p-", dir="/tmp") as folder:
+        yield Path(folder).resolve()
+
+
+@pytest.fixture
+def cluster(short_path: Path) -> Iterator[Cluster]:
     """A data directory of its own, and nothing left running at the end."""
-    made = Cluster(tmp_path)
+    made = Cluster(short_path)
     try:
         yield made
     finally:

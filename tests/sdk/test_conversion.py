@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 import typing_extensions
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure import codec
@@ -122,7 +122,7 @@ def test_an_annotation_that_cannot_be_resolved_is_an_error_at_once():
     with pytest.raises(TypeError, match="Nowhere"):
         compile_converter("Nowhere")
     with pytest.raises(TypeError, match="Nowhere"):
-        compile_converter(list["Nowhere"])
+        compile_converter(list["Nowhere"])  # noqa: F821
 
 
 def test_names_are_resolved_in_the_given_namespaces():
@@ -174,7 +174,7 @@ def extended(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         inner.map(lambda t: (list[t[0]], st.lists(t[1], max_size=3))),
         inner.map(lambda t: (dict[str, t[0]], st.dictionaries(st.text(max_size=3), t[1], max_size=3))),
         inner.map(lambda t: (dict[int, t[0]], st.dictionaries(st.integers(), t[1], max_size=3))),
-        inner.map(lambda t: (Optional[t[0]], st.none() | t[1])),
+        inner.map(lambda t: (Optional[t[0]], st.none() | t[1])),  # noqa: UP045
         inner.map(lambda t: (tuple[t[0], ...], st.lists(t[1], max_size=3).map(tuple))),
         st.tuples(inner, inner).map(lambda p: (tuple[p[0][0], p[1][0]], st.tuples(p[0][1], p[1][1]))),
         inner.map(
@@ -183,6 +183,7 @@ def extended(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.recursive(st.sampled_from(SCALARS), extended, max_leaves=4), st.data())
 def test_values_survive_the_way_through_the_codec_whatever_their_annotation(typed, data):
     annotation, values = typed

@@ -125,7 +125,11 @@ def test_a_wrong_container_is_refused(annotation, wrong):
         (tuple[int, str], (1, 2), r"value[1] must be str, not int (2)"),
         (set[int], {"x"}, r"value[*] must be int, not str ('x')"),
         (dict[str, int], {"a": "x"}, r"value['a'] must be int, not str ('x')"),
-        (dict[Color, int], {"green": 1}, r"value must be dict[Color, int], not dict with a key that is str ('green')"),
+        (
+            dict[Color, int],
+            {"green": 1},
+            r"value must be dict[Color, int], not dict with a key that is str ('green')",
+        ),
         (dict[int, int], [[1, 1], [2, "x"]], r"value[1] must be int, not str ('x')"),
         (list[int], {}, r"value must be list[int], not dict"),
         (tuple[int, str], (1,), r"value must be tuple[int, str], not tuple of 1"),

@@ -87,7 +87,7 @@ class Cell(NamedTuple):
     color: Color = Color.RED
 
 
-Untyped = collections.namedtuple("Untyped", ["a", "b"])  # noqa: PYI024 - that is the case under test
+Untyped = collections.namedtuple("Untyped", ["a", "b"])
 
 
 def test_a_dataclass_travels_as_a_dict_of_its_init_fields():
@@ -115,7 +115,9 @@ def test_a_dataclass_travels_as_a_dict_of_its_init_fields():
 def test_defaults_fill_missing_fields():
     loaded = compile_converter(Person).load({"name": "Ada", "address": {"city": "London"}})
     assert loaded == Person("Ada", Address("London", 0))
-    assert loaded.friends is not compile_converter(Person).load({"name": "A", "address": {"city": "B"}}).friends
+    assert (
+        loaded.friends is not compile_converter(Person).load({"name": "A", "address": {"city": "B"}}).friends
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_an_error_deep_inside_names_its_path():
 
 
 def test_a_refusal_of_the_constructor_is_a_conversion_error():
-    with pytest.raises(ConversionError, match="valid for Person, not values that raise ValueError.*a name"):
+    with pytest.raises(ConversionError, match=r"valid for Person, not values that raise ValueError.*a name"):
         compile_converter(Person).load({"name": "", "address": {"city": "b"}})
 
 

@@ -42,8 +42,8 @@ SHAPES = Circle | Wheel | Square
     [
         (int | None, None, None),
         (int | None, 3, 3),
-        (Optional[Color], "red", Color.RED),
-        (Union[int, str], "a", "a"),
+        (Optional[Color], "red", Color.RED),  # noqa: UP045
+        (Union[int, str], "a", "a"),  # noqa: UP007
         (int | float, 3, 3),
         (float | int, 3, 3),
         (float | str, 3, 3.0),
@@ -65,7 +65,7 @@ SHAPES = Circle | Wheel | Square
         (SHAPES | None, {"side": 1}, Square(1.0)),
         (list[SHAPES], [{"side": 1.5}], [Square(1.5)]),
         (dict[str, int] | list[Circle], [{"radius": 1.0}], [Circle(1.0)]),
-        (Union[int, Any], "a", "a"),
+        (Union[int, Any], "a", "a"),  # noqa: UP007
     ],
 )
 def test_the_first_member_that_fits_exactly_wins(annotation, wire, loaded):

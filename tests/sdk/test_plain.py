@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure.converter import ConversionError
@@ -67,6 +67,7 @@ PLAIN_VALUES = st.recursive(
 )
 
 
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(PLAIN_VALUES)
 def test_plain_values_stay_what_they_are(value):
     dumped = dump_any(value)
@@ -122,7 +123,10 @@ def test_values_of_scalar_subclasses_become_plain():
     zone = dt.timezone(dt.timedelta(hours=2))
     samples = [
         (Text("a"), "a"),
-        (Stamp(2026, 1, 2, 3, 4, 5, 6, tzinfo=zone, fold=1), dt.datetime(2026, 1, 2, 3, 4, 5, 6, zone, fold=1)),
+        (
+            Stamp(2026, 1, 2, 3, 4, 5, 6, tzinfo=zone, fold=1),
+            dt.datetime(2026, 1, 2, 3, 4, 5, 6, zone, fold=1),
+        ),
         (Money("1.50"), Decimal("1.50")),
         (Key(int=5), UUID(int=5)),
         (Day(2026, 1, 2), dt.date(2026, 1, 2)),

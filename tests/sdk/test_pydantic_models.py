@@ -79,7 +79,9 @@ class Undumpable(pydantic.BaseModel):
 @pytest.mark.parametrize(
     "model",
     [
-        Order(id=UUID(int=1), at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC), lines=[Line(price="1.50")], tags={"a"}),
+        Order(
+            id=UUID(int=1), at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC), lines=[Line(price="1.50")], tags={"a"}
+        ),
         JsonOnly(wait=dt.timedelta(seconds=90), place=Path("a/b"), counts={1: "a"}),
         SetOfModels(items={FrozenModel(x=1)}),
         Aliased(userName="ada"),

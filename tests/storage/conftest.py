@@ -1,4 +1,4 @@
-"""Fixtures of the storage tests: one engine of each kind, so that a test of the interface runs on both."""
+"""Fixtures of the storage tests: each runs its test once on every engine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from perdure_storage.engine import Engine
 from perdure_storage.leveldb import LevelDBEngine
 from perdure_storage.memory import MemoryEngine
+from storage.storage_host import Host
 
 
 @pytest.fixture(params=["leveldb", "memory"])
@@ -18,3 +19,8 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     opened = LevelDBEngine(tmp_path / "db", create=True) if request.param == "leveldb" else MemoryEngine()
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def host(engine: Engine) -> Host:
+    return Host(engine)

@@ -4,105 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from perdure.codec import decode, encode
+from perdure.codec import encode
 from perdure.errors import InvalidArgument, StorageError
-from perdure.limits import Limits
 from perdure_storage import keys
-from perdure_storage.commit import Committer
-from perdure_storage.engine import Engine
 from perdure_storage.errors import DamagedRecord
-from perdure_storage.memory import MemoryEngine
-from perdure_storage.object_storage import ObjectStorage, StorageBackend
+from perdure_storage.object_storage import ObjectStorage
 from perdure_storage.records import seal
-
-LIMITS = Limits()
-OBJECT_ID = bytes(range(32))
-
-
-def now(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine that does not suspend."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    coroutine.close()
-    raise AssertionError("the call suspended")
-
-
-class Host:
-    """One object's storage with a committer whose thread is stepped by the test."""
-
-    def __init__(
-        self,
-        engine: Engine | None = None,
-        *,
-        object_id: bytes = OBJECT_ID,
-        limits: Limits = LIMITS,
-        **backend: Any,
-    ) -> None:
-        self.engine = engine or MemoryEngine()
-        self.backend = StorageBackend(self.engine, limits, encode, decode, **backend)
-        self.jobs: list[Callable[[], None]] = []
-        self.committer = Committer(
-            self.engine,
-            notify=lambda callback, group: callback(group),
-            on_durable=lambda group: self.storage._settle(group),
-            group_bytes_max=1 << 20,
-            submit=self.jobs.append,
-        )
-        self.prefix = keys.object_prefix(5, "Room", object_id)
-        self.names_row = keys.names_key("Room", "lobby", object_id)
-        self.deleted_all = 0
-        self.storage = self.wake()
-
-    def wake(self) -> ObjectStorage:
-        """A new instance of the object, as after an eviction."""
-        self.storage = ObjectStorage(
-            self.backend,
-            prefix=self.prefix,
-            names_row=self.names_row,
-            commit_point=self.commit_point,
-            on_delete_all=self.on_delete_all,
-        )
-        return self.storage
-
-    def on_delete_all(self) -> None:
-        self.deleted_all += 1
-
-    async def commit_point(self) -> None:
-        self.commit()
-
-    def commit(self) -> None:
-        """The end of a turn, and its group on disk and told."""
-        self.join()
-        self.settle_all()
-
-    def join(self) -> None:
-        self.storage._join(self.committer)
-        self.committer.flush()
-
-    def settle_all(self) -> None:
-        while self.jobs:
-            self.jobs.pop(0)()
-
-    def stored_rows(self) -> list[bytes]:
-        with self.engine.scan(keys.OBJECTS_REGION, b"\xff") as rows:
-            return [row for row, _ in rows]
-
-
-@pytest.fixture
-def host(engine: Engine) -> Host:
-    return Host(engine)
-
+from storage.storage_host import LIMITS, Host, now
 
 # --- get, put, delete
 
@@ -218,11 +131,11 @@ def test_a_wrong_key_is_an_error_of_every_method_and_stores_nothing(host: Host, 
 def test_keys_and_values_at_their_limit_pass_and_one_byte_more_fails() -> None:
     host = Host(limits=replace(LIMITS, key_bytes_max=10, value_bytes_max=100))
     host.storage.put("é" * 5, 1)
-    with pytest.raises(StorageError, match="11 bytes.*10"):
+    with pytest.raises(StorageError, match=r"11 bytes.*10"):
         host.storage.put("é" * 5 + "e", 1)
     overhead = len(encode(bytes(90))) - 90
     host.storage.put("k", bytes(100 - overhead))
-    with pytest.raises(StorageError, match="101 bytes.*100"):
+    with pytest.raises(StorageError, match=r"101 bytes.*100"):
         host.storage.put("k", bytes(101 - overhead))
     with pytest.raises(StorageError):
         host.storage.put_many({"x": 1, "k": bytes(101 - overhead)})
@@ -293,119 +206,6 @@ def test_a_damaged_record_is_an_error_and_not_a_value(host: Host) -> None:
             now(read)
     with pytest.raises(StorageError, match="'k2' cannot be read"):
         now(storage.get("k2"))
-
-
-# --- list
-
-
-def test_list_gives_a_dict_in_utf8_byte_order(host: Host) -> None:
-    names = ["", "a", "a/b", "a\0", "b", "z", "\x7f", "\x80", "é", "\uffff", "\U00010000", "\U0010ffff"]
-    for name in reversed(names):
-        host.storage.put(name, name)
-    expected = sorted(names, key=str.encode)
-    assert list(now(host.storage.list()).items()) == [(name, name) for name in expected]
-    host.commit()
-    assert list(now(host.wake().list())) == expected
-    assert list(now(host.storage.list(reverse=True))) == expected[::-1]
-    assert now(host.storage.list(keys_only=True)) == expected
-
-
-def test_list_takes_start_included_end_excluded_and_start_after_excluded(host: Host) -> None:
-    host.storage.put_many(dict.fromkeys("abcde", 0))
-    assert now(host.storage.list(start="b", end="d", keys_only=True)) == ["b", "c"]
-    assert now(host.storage.list(start_after="b", end="d", keys_only=True)) == ["c"]
-    assert now(host.storage.list(start_after="b", keys_only=True, reverse=True)) == ["e", "d", "c"]
-
-
-def test_a_prefix_of_the_highest_characters_still_has_an_end(host: Host) -> None:
-    top = "\U0010ffff"
-    host.storage.put_many({top: 1, top * 2: 2, top + "a": 3, "\uffff": 4})
-    assert set(now(host.storage.list(prefix=top)).values()) == {1, 2, 3}
-    assert set(now(host.storage.list(prefix=top * 2)).values()) == {2}
-    assert set(now(host.storage.list(prefix="")).values()) == {1, 2, 3, 4}
-
-
-def test_a_start_and_a_start_after_together_are_an_error(host: Host) -> None:
-    with pytest.raises(StorageError, match="not both"):
-        now(host.storage.list(start="a", start_after="b"))
-
-
-@pytest.mark.parametrize("limit", [0, -1, 10_001, 1.5, "3"])
-def test_a_limit_that_is_no_count_within_bounds_is_an_error(host: Host, limit: Any) -> None:
-    with pytest.raises(StorageError, match="limit"):
-        now(host.storage.list(limit=limit))
-
-
-@pytest.mark.parametrize(
-    "bounds",
-    [
-        {"start": "d", "end": "b"},
-        {"start": "b", "end": "b"},
-        {"prefix": "a", "start": "b"},
-        {"prefix": "c", "end": "c"},
-        {"start_after": "z"},
-    ],
-)
-def test_bounds_that_contradict_each_other_give_nothing(host: Host, bounds: dict[str, str]) -> None:
-    host.storage.put_many(dict.fromkeys("abcde", 0))
-    host.join()
-    for reverse in (False, True):
-        assert now(host.storage.list(**bounds, reverse=reverse)) == {}
-
-
-@pytest.mark.parametrize("option", ["start", "start_after", "end", "prefix", "cursor"])
-def test_a_bound_that_is_no_text_is_an_error_that_names_it(host: Host, option: str) -> None:
-    for wrong in (5, b"a", "\ud800"):
-        with pytest.raises(StorageError, match=f"{option} "):
-            now(host.storage.list(**{option: wrong}))
-
-
-def test_more_entries_than_a_list_may_hold_are_an_error_unless_limited() -> None:
-    host = Host(limits=replace(LIMITS, list_entries_max=5))
-    host.storage.put_many(dict.fromkeys("abcde", 0))
-    assert len(now(host.storage.list())) == 5
-    host.storage.put("f", 0)
-    for keys_only in (False, True):
-        with pytest.raises(StorageError, match="cursor="):
-            now(host.storage.list(keys_only=keys_only))
-    assert len(now(host.storage.list(limit=5))) == 5
-
-
-def test_more_bytes_than_a_list_may_hold_are_an_error() -> None:
-    host = Host(list_bytes_max=1_000)
-    host.storage.put_many({"a": bytes(400), "b": bytes(400), "c": bytes(400)})
-    with pytest.raises(StorageError, match="1000 bytes"):
-        now(host.storage.list())
-    assert len(now(host.storage.list(limit=2))) == 2
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("size", [1, 2, 3, 100])
-def test_pages_with_a_cursor_together_give_every_entry_once(host: Host, reverse: bool, size: int) -> None:
-    expected = [f"k{number}" for number in range(7)]
-    host.storage.put_many(dict.fromkeys([*expected, "a", "z"], 0))
-    options: dict[str, Any] = {"prefix": "k", "reverse": reverse, "limit": size, "keys_only": True}
-    page, pages = now(host.storage.list(**options)), []
-    while page:
-        pages += page
-        page = now(host.storage.list(**options, cursor=pages[-1]))
-    assert pages == (expected[::-1] if reverse else expected)
-
-
-def test_a_cursor_narrows_bounds_and_never_widens_them(host: Host) -> None:
-    host.storage.put_many(dict.fromkeys("abcdef", 0))
-    assert now(host.storage.list(start="c", end="e", cursor="a", keys_only=True)) == ["c", "d"]
-    assert now(host.storage.list(start="c", end="e", cursor="z", keys_only=True, reverse=True)) == ["d", "c"]
-    assert now(host.storage.list(start="c", cursor="d", keys_only=True)) == ["e", "f"]
-
-
-def test_what_a_list_gives_does_not_change_with_later_writes(host: Host) -> None:
-    host.storage.put_many({"a": 1, "b": 2})
-    host.commit()
-    listed = now(host.storage.list())
-    host.storage.delete("a")
-    host.storage.put("c", 3)
-    assert listed == {"a": 1, "b": 2}
 
 
 # --- commit, discard, settle
@@ -573,171 +373,3 @@ def test_a_row_that_the_host_removes_in_its_hook_goes_with_the_rest(host: Host) 
     now(host.wake().delete_all())
     host.commit()
     assert host.stored_rows() == []
-
-
-# --- isolation and equivalence
-
-
-@given(
-    ids=st.lists(st.sampled_from([bytes(31) + b"\x00", bytes(31) + b"\x01", b"\xff" * 32]), min_size=1),
-    texts=st.lists(st.text(alphabet="/\0:\x01\x02\xffa", max_size=4), min_size=1),
-)
-@settings(deadline=None)
-def test_objects_with_similar_ids_and_keys_of_any_text_never_see_each_others_data(
-    ids: list[bytes], texts: list[str]
-) -> None:
-    engine = MemoryEngine()
-    written: dict[bytes, dict[str, int]] = {}
-    for number, (object_id, text) in enumerate(itertools.product(ids, texts)):
-        host = Host(engine, object_id=object_id)
-        host.storage.put(text, number)
-        host.commit()
-        written.setdefault(object_id, {})[text] = number
-    for object_id, values in written.items():
-        storage = Host(engine, object_id=object_id).storage
-        assert now(storage.list()) == values
-        assert all(now(storage.get(text)) == values.get(text) for text in texts)
-    victim, *others = written
-    host = Host(engine, object_id=victim)
-    now(host.storage.delete_all())
-    host.commit()
-    assert now(Host(engine, object_id=victim).storage.list()) == {}
-    for object_id in others:
-        assert now(Host(engine, object_id=object_id).storage.list()) == written[object_id]
-
-
-KEYS = st.text(alphabet="ab\0/é\uffff\U0010ffff", max_size=3)
-BOUND = st.one_of(st.none(), KEYS)
-
-
-class StorageAgainstDict(RuleBasedStateMachine):
-    """Storage does what a dict with a copy at each commit point does, at every state of durability."""
-
-    numbers = itertools.count()
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__()
-        # A fresh object for each run: opening a store for each would take most of the time.
-        self.host = Host(engine, object_id=next(self.numbers).to_bytes(32, "big"))
-        self.model: dict[str, int] = {}
-        self.committed: dict[str, int] = {}
-        self.durable: list[dict[str, int]] = [{}]  # what is on disk, then the states in flight
-
-    @rule(key=KEYS, value=st.integers(0, 9))
-    def put(self, key: str, value: int) -> None:
-        self.host.storage.put(key, value)
-        self.model[key] = value
-
-    @rule(values=st.dictionaries(KEYS, st.integers(0, 9), max_size=4))
-    def put_many(self, values: dict[str, int]) -> None:
-        self.host.storage.put_many(values)
-        self.model.update(values)
-
-    @rule(key=KEYS)
-    def delete(self, key: str) -> None:
-        assert self.host.storage.delete(key) == (self.model.pop(key, None) is not None)
-
-    @rule(some=st.lists(KEYS, max_size=4))
-    def delete_many(self, some: list[str]) -> None:
-        assert self.host.storage.delete_many(some) == len(self.model.keys() & set(some))
-        for key in some:
-            self.model.pop(key, None)
-
-    @rule()
-    def delete_all(self) -> None:
-        now(self.host.storage.delete_all())
-        self.model.clear()
-
-    @rule()
-    def commit_point(self) -> None:
-        self.host.storage._join(self.host.committer)
-        self.committed = dict(self.model)
-
-    @rule()
-    def turn_raises(self) -> None:
-        self.host.storage._discard()
-        self.model = dict(self.committed)
-
-    @rule()
-    def end_of_tick(self) -> None:
-        before = self.host.committer.group
-        self.host.committer.flush()
-        if self.host.committer.group != before:
-            self.durable.append(dict(self.committed))
-
-    @precondition(lambda self: self.host.jobs)
-    @rule()
-    def disk_finishes(self) -> None:
-        before = self.host.committer.group
-        self.host.jobs.pop(0)()
-        del self.durable[0]
-        if self.host.committer.group != before:
-            self.durable.append(dict(self.committed))
-        other = Host(self.host.engine, object_id=self.host.prefix[-32:])
-        assert now(other.storage.list()) == self.durable[0]
-
-    @precondition(lambda self: not self.host.jobs and not self.host.committer.dirty)
-    @rule()
-    def eviction(self) -> None:
-        self.turn_raises()
-        self.host.wake()
-
-    @rule(key=KEYS, some=st.lists(KEYS, max_size=4))
-    def get(self, key: str, some: list[str]) -> None:
-        assert now(self.host.storage.get(key, "missing")) == self.model.get(key, "missing")
-        expected = [(k, self.model[k]) for k in sorted(set(some), key=str.encode) if k in self.model]
-        assert list(now(self.host.storage.get_many(some)).items()) == expected
-
-    @rule(
-        start=BOUND,
-        start_after=BOUND,
-        end=BOUND,
-        prefix=BOUND,
-        cursor=BOUND,
-        reverse=st.booleans(),
-        limit=st.one_of(st.none(), st.integers(1, 4)),
-    )
-    def list(
-        self,
-        start: str | None,
-        start_after: str | None,
-        end: str | None,
-        prefix: str | None,
-        cursor: str | None,
-        reverse: bool,
-        limit: int | None,
-    ) -> None:
-        if start is not None and start_after is not None:
-            start = None
-        expected = [
-            (key, self.model[key])
-            for key in sorted(self.model, key=str.encode, reverse=reverse)
-            if (start is None or key.encode() >= start.encode())
-            and (start_after is None or key.encode() > start_after.encode())
-            and (end is None or key.encode() < end.encode())
-            and (prefix is None or key.startswith(prefix))
-            and (cursor is None or ((key.encode() < cursor.encode()) == reverse and key != cursor))
-        ][:limit]
-        options: dict[str, Any] = {
-            "start": start,
-            "start_after": start_after,
-            "end": end,
-            "prefix": prefix,
-            "cursor": cursor,
-            "reverse": reverse,
-            "limit": limit,
-        }
-        assert [*now(self.host.storage.list(**options)).items()] == expected
-        assert now(self.host.storage.list(**options, keys_only=True)) == [key for key, _ in expected]
-
-
-@pytest.fixture
-def shared_engine(engine: Engine) -> Iterator[Engine]:
-    yield engine
-
-
-def test_storage_behaves_as_a_dict_at_every_state_of_durability(shared_engine: Engine) -> None:
-    run_state_machine_as_test(
-        lambda: StorageAgainstDict(shared_engine),
-        settings=settings(max_examples=150, stateful_step_count=25, deadline=None),
-    )
