@@ -100,7 +100,7 @@ prepare_environment() {
     if [ "$installed" = "$wanted $extra" ] || [ "$installed" = "$wanted dev" ]; then
         return
     fi
-    say "Installing Perdure into .venv (once; about a minute) ..."
+    say "Installing Perdure into .venv ..."
     rm -f "$STAMP"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
         --editable "$ROOT${extra:+[$extra]}" >&2 ||

@@ -24,7 +24,9 @@ FUNCTION_LINES_MAX = 70
 MODULE_LINES_MAX = 500
 COLUMNS_MAX = 110
 
-TESTED_ELSEWHERE: Mapping[str, tuple[str, str]] = {}
+TESTED_ELSEWHERE: Mapping[str, tuple[str, str]] = {
+    "cli/perdure_cli/__main__.py": ("tests/cli/test_commands.py", "the command line is started through it"),
+}
 """Module -> the test file that covers it, and why not the mirrored one."""
 
 PROSE_SUFFIXES = frozenset({".md", ".toml", ".cfg", ".sh", ".in", ".txt", ".html", ".js", ".css", ".yml"})
@@ -84,9 +86,11 @@ def long_module(source: str) -> list[Finding]:
 
 
 def wide_lines(source: str) -> list[Finding]:
+    """Lines over the limit; a comment to a tool at the end does not count, as for the formatter."""
+    lines = [re.sub(r"\s*# (noqa|type: ignore).*", "", line) for line in source.splitlines()]
     return [
         Finding(number, f"{len(line)} columns; {COLUMNS_MAX} are allowed")
-        for number, line in enumerate(source.splitlines(), 1)
+        for number, line in enumerate(lines, 1)
         if len(line) > COLUMNS_MAX
     ]
 
@@ -420,6 +424,7 @@ def test_a_rule_finds_what_it_forbids(rule: Rule, source: str) -> None:
         (long_functions, "def f():\n" + "    x = 1\n" * (FUNCTION_LINES_MAX - 1)),
         (long_module, "\n" * MODULE_LINES_MAX),
         (wide_lines, "#" * COLUMNS_MAX),
+        (wide_lines, "x" * COLUMNS_MAX + "  # noqa: S301 - why"),
         (missing_docstring, '"""What it is."""'),
         (attic_names, "def utilisation(): ..."),
         (forbidden_code, "import re\nre.compile('x')\nself.exec('y')"),

@@ -1,7 +1,7 @@
 """One client process of a load test, a fresh interpreter: ``python -m benchmarks.load.client PLAN NUMBER``.
 
 Spoken with the main process in lines.  In: "go" starts the load, "stop" or the end of input ends it early.
-Out, JSON objects: {"ready": true}, {"calls": n} every 0.2 s, at last {"report": {...}}; or {"failed": why}.
+Out, JSON objects: {"ready": true}, {"calls": n} every 0.2 s and at the end, at last {"report": {...}}; or {"failed": why}.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import json
 import signal
 import sys
 import time
+from dataclasses import asdict
 from typing import Any
 
 import uvloop
-
 from benchmarks.load.driver import Driver
 from benchmarks.load.plan import LoadPlan
+from benchmarks.load.report import ClientReport
+
 from perdure import connect
 from perdure.errors import PerdureError
 
@@ -30,20 +32,19 @@ def _say(message: dict[str, Any]) -> None:
     print(json.dumps(message), flush=True)
 
 
-def _report(driver: Driver, cpu_s: float) -> dict[str, Any]:
-    """What the main process adds up; see `result.ClientReport`."""
+def _report(driver: Driver, cpu_s: float) -> ClientReport:
     verify = driver.plan.verify
-    return {
-        "calls": driver.calls,
-        "ended_calls": driver.ended_calls,
-        "ended_after_s": driver.ended_after_s,
-        "cpu_s": cpu_s,
-        "errors": driver.errors,
-        "latencies_us": sorted(driver.latencies.by_us().items()),
-        "acked": driver.acked.tolist() if verify else [],
-        "unknown": driver.unknown.tolist() if verify else [],
-        "seen": driver.seen.tolist() if verify else [],
-    }
+    return ClientReport(
+        calls=driver.calls,
+        ended_calls=driver.ended_calls,
+        ended_after_s=driver.ended_after_s,
+        cpu_s=cpu_s,
+        errors=dict(driver.errors),
+        latencies_us=sorted(driver.latencies.by_us().items()),
+        acked=driver.acked.tolist() if verify else [],
+        unknown=driver.unknown.tolist() if verify else [],
+        seen=driver.seen.tolist() if verify else [],
+    )
 
 
 async def _commands() -> asyncio.StreamReader:
@@ -84,7 +85,8 @@ async def _serve(plan: LoadPlan, number: int) -> None:
         cpu_s = time.process_time() - cpu_s
         for task in beside:
             task.cancel()
-    _say({"report": _report(driver, cpu_s)})
+        _say({"calls": driver.calls})
+    _say({"report": asdict(_report(driver, cpu_s))})
 
 
 def main() -> None:

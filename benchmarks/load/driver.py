@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.load.latencies import Latencies
 from benchmarks.load.plan import NAMESPACE, LoadPlan, operations
+
 from perdure import Client
 from perdure.errors import NotExecuted, Overloaded, RemoteError
 
@@ -80,10 +81,12 @@ class Driver:
             started = clock()
             try:
                 if operation >= 0:
-                    value = await writes[operation](*args)
-                    acked[operation] += 1
+                    index = operation
+                    value = await writes[index](*args)
+                    acked[index] += 1
                 else:
-                    value = await reads[operation]()
+                    index = ~operation
+                    value = await reads[index]()
             except Exception as error:
                 await self._failed(operation, error)
                 continue
@@ -93,7 +96,6 @@ class Driver:
             except IndexError:
                 self.latencies.record(elapsed)
             self.calls += 1
-            index = operation if operation >= 0 else ~operation
             if value > seen[index]:
                 seen[index] = value
 

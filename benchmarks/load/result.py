@@ -9,32 +9,10 @@ from typing import Any
 
 from benchmarks.load.latencies import percentile_us
 from benchmarks.load.plan import LoadPlan
+from benchmarks.load.report import ClientReport
 from benchmarks.load.verify import Verdict
 
-__all__ = ["ClientReport", "Figures", "add_up", "as_json", "as_table"]
-
-
-@dataclass(frozen=True)
-class ClientReport:
-    """What one client process says at its end."""
-
-    calls: int
-    """Calls that ended with a result."""
-    ended_calls: int
-    """Those of them that ended while the load ran."""
-    ended_after_s: float
-    """How long the load ran."""
-    cpu_s: float
-    """CPU time of the process meanwhile."""
-    errors: dict[str, int]
-    latencies_us: list[tuple[int, int]]
-    """Microseconds, and how many calls took that long."""
-    acked: list[int]
-    """Acknowledged writes of each object; this and the following only where the plan verifies."""
-    unknown: list[int]
-    """Writes of each object with unknown outcome."""
-    seen: list[int]
-    """Highest number of writes that each object has told."""
+__all__ = ["Figures", "add_up", "as_json", "as_table"]
 
 
 @dataclass(frozen=True)

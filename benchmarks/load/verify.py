@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.load.plan import NAMESPACE, LoadPlan
+from benchmarks.load.report import ClientReport
+
 from perdure import connect
 from perdure.errors import PerdureError
 
@@ -44,10 +46,10 @@ class Verdict:
         return self.lost == self.duplicated == 0
 
 
-def judge(
-    values: Sequence[int], acked: Sequence[int], unknown: Sequence[int], seen: Sequence[int]
-) -> Verdict:
-    """Compares what the objects tell (`values`) with what their callers know; all are by object."""
+def judge(reports: Sequence[ClientReport], values: Sequence[int]) -> Verdict:
+    """Compares what the objects tell (`values`, by object) with what the clients know."""
+    acked, unknown = _sums([report.acked for report in reports]), _sums([r.unknown for r in reports])
+    seen = [max(row) for row in zip(*(report.seen for report in reports), strict=True)]
     rows = list(zip(values, acked, unknown, seen, strict=True))
     return Verdict(
         lost=sum(max(0, sure - value, told - value) for value, sure, _, told in rows),
@@ -55,6 +57,10 @@ def judge(
         unknown=sum(unknown),
         read_back=len(values),
     )
+
+
+def _sums(by_client: Sequence[Sequence[int]]) -> list[int]:
+    return [sum(row) for row in zip(*by_client, strict=True)]
 
 
 async def read_back(plan: LoadPlan) -> list[int]:
@@ -81,6 +87,6 @@ async def read_back(plan: LoadPlan) -> list[int]:
             async with asyncio.TaskGroup() as readers:
                 for _ in range(_OUTSTANDING):
                     readers.create_task(reader())
-        except* NotReadBack as group:
+        except ExceptionGroup as group:
             raise group.exceptions[0] from None
     return values

@@ -35,7 +35,7 @@ def resolve_app(text: str) -> str:
     path = Path(text)
     if path.is_file():
         return str(path.resolve())
-    if text.endswith(".py") or os.sep in text or path.exists():
+    if text.endswith(".py") or os.sep in text:
         raise BadOption(f"there is no file {text!r}: name a Python file or a module, like counter.py")
     if not _MODULE.fullmatch(text):
         raise BadOption(f"{text!r} is neither a Python file nor a module's dotted name")

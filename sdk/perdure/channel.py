@@ -21,6 +21,12 @@ __all__ = ["Channel", "PeerGone", "WouldBlock", "open_dealer", "open_router", "w
 _LIMITS = Limits()
 _BACKLOG_CONNECTIONS = 1_024
 _HANDSHAKE_MS = 3_000
+# Plain integers: with the enum's members every `&` and `|` takes 0.6 µs.
+_NOBLOCK = int(zmq.NOBLOCK)
+_NOBLOCK_MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
+_RCVMORE = int(zmq.RCVMORE)
 # Pipes are bounded by bytes above ZeroMQ; its own bound counts messages and only stops runaways.
 _HIGH_WATER_MESSAGES = 10_000
 
@@ -34,7 +40,7 @@ class PeerGone(PerdureError):
 
 
 class Channel:
-    """One socket; `on_message(frames)` runs in the loop for each message, `on_idle()` after each drain."""
+    """One socket; `on_message(frames)` runs in the loop for each message, `on_drained()` after each drain."""
 
     def __init__(
         self,
@@ -51,16 +57,19 @@ class Channel:
         self._scheduled = False
         self._closed = False
         self.messages_received = 0
-        self._receive = socket.recv_multipart
-        self._send = socket.send_multipart
-        self._events = socket.getsockopt
+        self._receive = socket.recv
+        self._send = socket.send
+        self._option: Callable[[int], int] = socket.getsockopt  # type: ignore[assignment]
         loop.add_reader(self._descriptor, self._drain)
         self._schedule()
 
     def send(self, frames: Sequence[bytes]) -> None:
         """Sends or raises `WouldBlock` / `PeerGone`; never blocks, never drops silently."""
+        send = self._send
         try:
-            self._send(frames, zmq.NOBLOCK)
+            for frame in frames[:-1]:
+                send(frame, _NOBLOCK_MORE)
+            send(frames[-1], _NOBLOCK)
         except zmq.Again:
             raise WouldBlock("the pipe to this peer is full") from None
         except zmq.ZMQError as error:
@@ -89,24 +98,22 @@ class Channel:
 
     def _drain_again(self) -> None:
         self._scheduled = False
-        if not self._closed and self._readable():
+        # Asking takes 1.1 µs, a receive that finds nothing 2.5.
+        if not self._closed and self._option(_EVENTS) & _POLLIN:
             self._drain()
 
-    def _readable(self) -> bool:
-        events: int = self._events(zmq.EVENTS)  # type: ignore[assignment]
-        return bool(events & zmq.POLLIN)
-
     def _drain(self) -> None:
-        receive, on_message = self._receive, self._on_message
+        receive, option, on_message = self._receive, self._option, self._on_message
         count = 0
         more = True
         try:
             while count < _LIMITS.read_budget_messages and not self._closed:
-                try:
-                    frames = receive(zmq.NOBLOCK)
-                except zmq.Again:
+                if not option(_EVENTS) & _POLLIN:
                     more = False
                     break
+                frames = [receive(_NOBLOCK)]
+                while option(_RCVMORE):
+                    frames.append(receive(_NOBLOCK))
                 count += 1
                 on_message(frames)
         finally:

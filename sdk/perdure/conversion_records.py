@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from perdure.converter import ConversionError, Converter, describe
+from perdure.converter import ConversionError, Converter, describe, describe_error
 from perdure.hints import class_hints
 
 __all__ = ["CompileField", "is_named_tuple", "is_typed_dict", "record_converter"]
@@ -98,7 +98,9 @@ class _Record:
         except RecursionError:
             raise
         except Exception as error:  # __post_init__ and own constructors refuse values as they like
-            raise ConversionError("", f"valid for {self.expected}", f"values that raise {error!r}") from error
+            raise ConversionError(
+                "", f"valid for {self.expected}", f"values that raise {describe_error(error)}"
+            ) from error
 
 
 class _Dataclass(_Record):

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ConversionError", "Converter", "describe", "type_name"]
+__all__ = ["ConversionError", "Converter", "describe", "describe_error", "type_name"]
 
 _TEXT_SHOWN_MAX = 40
 _INT_BITS_SHOWN_MAX = 128
 _PATH_CHARS_MAX = 200
+_ERROR_CHARS_MAX = 500
 
 
 def type_name(kind: type) -> str:
@@ -37,6 +38,15 @@ def describe(value: object) -> str:
     if kind is bool or kind is float:
         return f"{kind.__name__} ({value!r})"
     return type_name(kind)
+
+
+def describe_error(error: BaseException) -> str:
+    """``ValueError: too small`` of an exception that a user's code raised, at most a few lines of it."""
+    try:
+        text = str(error)
+    except Exception:  # __str__ is the user's as well
+        text = "its message cannot be shown"
+    return f"{type_name(type(error))}: {text[:_ERROR_CHARS_MAX]}"
 
 
 class ConversionError(TypeError):

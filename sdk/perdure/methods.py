@@ -231,13 +231,13 @@ def dump_call(
     try:
         for index, value in enumerate(args):
             if type(value) not in SCALARS:
-                plain[index] = dump_any(value)
+                plain[index] = check(dump_any, value)
     except ConversionError as error:
         raise InvalidArgument(error.argument_text(str(index + 1))) from error
     named = {}
     for name, value in kwargs.items():
         try:
-            named[name] = dump_any(value)
+            named[name] = check(dump_any, value)
         except ConversionError as error:
             raise InvalidArgument(error.argument_text(name)) from error
     return plain, named

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any, NamedTuple
 
 from perdure.conversion import Compiler, ConversionError, Converter
-from perdure.converter import describe
+from perdure.converter import describe, describe_error
 from perdure.errors import InvalidArgument
 from perdure.hints import function_hints
 from perdure.plain import SCALARS, dump_any
@@ -37,12 +38,22 @@ class _Convertible:
     """Stands where a value of any type needs conversion: no value is of this class."""
 
 
-def check(convert: Any, value: Any) -> Any:
-    """``convert(value)``; cycles and bottomless nesting become a `ConversionError` too."""
+def check(convert: Callable[[Any], Any], value: Any) -> Any:
+    """``convert(value)``, with `ConversionError` the only error.
+
+    Cycles and bottomless nesting end in one, and so does what a user's ``__hash__``, property or
+    validator raises.
+    """
     try:
         return convert(value)
+    except ConversionError:
+        raise
     except RecursionError:
         raise ConversionError("", _TOO_DEEP, describe(value)) from None
+    except Exception as error:
+        raise ConversionError(
+            "", "valid", f"{describe(value)} that raises {describe_error(error)}"
+        ) from error
 
 
 def dump_loosely(converter: Converter | None, value: Any) -> Any:
@@ -55,7 +66,7 @@ def dump_loosely(converter: Converter | None, value: Any) -> Any:
         with contextlib.suppress(ConversionError):
             value = check(converter.dump, value)
     # Also after the annotation was followed: `Any` inside of it leaves dataclasses as they are.
-    return dump_any(value)
+    return check(dump_any, value)
 
 
 class Parameters:
@@ -67,8 +78,10 @@ class Parameters:
 
     __slots__ = (
         "_accepted",
+        "_accepted_by_name",
         "_extra",
         "_fewest",
+        "_first_accepted",
         "_named",
         "_only_by_position",
         "_parameters",
@@ -127,6 +140,10 @@ class Parameters:
         self._accepted = tuple(
             None if p.converter.identity else (p.converter.exact or _Convertible) for p in self._positional
         )
+        self._first_accepted = (*self._accepted, _Convertible)[0]
+        self._accepted_by_name = {
+            name: p.converter.exact for name, p in self._named.items() if p.converter.exact is not None
+        }
         needs_keywords = any(p.required for p in self._parameters if p.position >= _BY_KEYWORD_ONLY)
         fewest = sum(p.required for p in self._positional)
         self._fewest = len(self._positional) + 1 if needs_keywords else fewest
@@ -146,20 +163,33 @@ class Parameters:
         constructors of dataclasses and validators of models.
         """
         if not kwargs:
-            if not args:
+            given = len(args)
+            if given == 0:
                 if self._fewest == 0:
                     return args, None
-            elif self._fewest <= len(args) <= len(self._accepted):
+            elif given == 1 and self._fewest <= 1 and type(args[0]) is self._first_accepted:
+                return args, None
+            elif self._fewest <= given <= len(self._accepted):
                 for value, accepted in zip(args, self._accepted):  # noqa: B905 - strict=True costs 0.1 µs
                     if type(value) is not accepted and accepted is not None:
                         break
                 else:
                     return args, None
+        elif (
+            not args and type(kwargs) is dict and (self._fewest == 0 or len(kwargs) == len(self._parameters))
+        ):
+            for name, value in kwargs.items():
+                if type(value) is not self._accepted_by_name.get(name):
+                    break
+            else:
+                return args, kwargs
         return self._bind_checked(args, kwargs or {})
 
     def _bind_checked(
         self, args: list[Any], kwargs: dict[str, Any]
     ) -> tuple[list[Any], dict[str, Any] | None]:
+        if type(kwargs) is not dict:
+            raise InvalidArgument(f"{self.title}: keyword arguments must be a dict, not {describe(kwargs)}")
         given = len(args)
         if given > len(self._positional) and self._rest is None:
             raise self._too_many(given)

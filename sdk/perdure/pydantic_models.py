@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from perdure.converter import ConversionError, Converter, describe
+from perdure.converter import ConversionError, Converter, describe, describe_error
 
 __all__ = ["dump_model", "is_model_class", "model_converter"]
 
@@ -38,7 +38,7 @@ def dump_model(model: Any, plain: Callable[[Any], Any]) -> Any:
     except ConversionError:
         raise
     except Exception as error:  # what a user's serializers raise is theirs to choose
-        got = f"{describe(model)}, which pydantic cannot dump ({error})"
+        got = f"{describe(model)}, which pydantic cannot dump ({describe_error(error)})"
         raise ConversionError("", "a model of plain data", got) from error
 
 
@@ -47,7 +47,7 @@ def _refusal(expected: str, error: Exception) -> ConversionError:
     errors = getattr(error, "errors", None)
     details: list[Any] = errors(include_url=False, include_context=False) if callable(errors) else []
     if not details:
-        return ConversionError("", f"valid for {expected}", f"a value that raises {error!r}")
+        return ConversionError("", f"valid for {expected}", f"a value that raises {describe_error(error)}")
     first = details[0]
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
     return ConversionError(path, f"valid for {expected} ({first['msg']})", describe(first.get("input")))

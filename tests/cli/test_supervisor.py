@@ -12,7 +12,7 @@ import pytest
 
 from perdure_cli.errors import RunExit
 
-from .cluster import DEADLINE_S, Cluster, is_alive, wait_for
+from .cluster import DEADLINE_S, Cluster, free_port, is_alive, wait_for
 
 pytestmark = pytest.mark.processes
 
@@ -164,9 +164,7 @@ END = ("stop", "exit")
 
 
 def test_after_an_ordered_stop_everything_can_be_used_again_at_once(cluster: Cluster) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        bind = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    bind = f"tcp://127.0.0.1:{free_port()}"
     for run in (1, 2):
         supervisor = cluster.start(binds=[bind])
         url = (cluster.data / "endpoint").read_text().strip()

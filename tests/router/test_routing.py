@@ -77,7 +77,10 @@ def test_a_silent_client_is_forgotten_and_comes_back_with_its_next_ping() -> Non
     router = make_router()
     greet(router, ALICE, now=100.0)
     greet(router, BOB, now=100.0)
-    from_client(router, batch(0), origin=BOB, now=100.0 + LIMITS.client_forgotten_s)
+    router.on_tick(100.0 + LIMITS.client_forgotten_s)
+    assert router.gauges()["clients"] == 2
+    from_client(router, protocol.header(protocol.PING), origin=BOB, now=100.0 + LIMITS.client_forgotten_s)
+    take_answers(router)
     router.on_tick(100.0 + LIMITS.client_forgotten_s + 0.1)
     router.on_map(two_workers(version=2))
     assert [answer[0] for answer in take_answers(router)] == [BOB]
@@ -85,6 +88,17 @@ def test_a_silent_client_is_forgotten_and_comes_back_with_its_next_ping() -> Non
     take_answers(router)
     router.on_map(two_workers(version=3))
     assert {answer[0] for answer in take_answers(router)} == {ALICE, BOB}
+
+
+@pytest.mark.parametrize(
+    "header", [batch(0), batch(0, version=9), call(0, 1)], ids=["batch", "stale", "call"]
+)
+def test_a_client_that_calls_is_not_silent(header: bytes) -> None:
+    router = make_router()
+    greet(router, now=100.0)
+    from_client(router, header, now=105.0)
+    router.on_tick(100.0 + LIMITS.client_forgotten_s + 0.1)
+    assert router.gauges()["clients"] == 1
 
 
 def test_the_number_of_clients_is_bounded_and_who_is_over_it_is_served_all_the_same() -> None:
@@ -293,6 +307,14 @@ def test_a_reply_ends_the_raw_call_of_its_client_and_no_other() -> None:
         (ALICE, 2): OutcomeUnknown,
         (BOB, 1): OutcomeUnknown,
     }
+
+
+def test_only_a_reply_ends_a_raw_call() -> None:
+    router = make_router()
+    from_client(router, call(0, 5))
+    send_all(router)
+    router.on_door(0, bundle(0, 1, (ALICE, protocol.header(protocol.STALE, 0, 1, 5), b"r")))
+    assert router.gauges()["calls_in_flight"] == 1
 
 
 @pytest.mark.parametrize("epoch", [1, 3])

@@ -141,7 +141,7 @@ def test_a_closing_door_still_answers_what_it_has() -> None:
 def test_a_newer_map_does_not_reopen_a_closing_door() -> None:
     router = make_router()
     router.on_door(0, [protocol.header(protocol.GOODBYE, 0, 1), b""])
-    send_all(router)
+    assert [message[1].kind for message in send_all(router)] == [protocol.GOODBYE_ACK]
     router.on_map(two_workers(version=2))
     from_client(router, batch(0, version=2), b"x")
     assert isinstance(refusal(router)[1], ShardUnavailable)

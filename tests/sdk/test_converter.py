@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 
-from perdure.converter import ConversionError, Converter, describe
+from perdure.converter import ConversionError, Converter, describe, describe_error
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,13 @@ def test_a_place_holder_is_useless_until_it_is_filled():
         placeholder.load(1)
     placeholder.become(Converter(str, repr, expected="str", exact=str))
     assert (placeholder.load(1), placeholder.dump(1), placeholder.exact) == ("1", "1", str)
+
+
+def test_an_exception_of_a_users_is_described_shortly_and_safely():
+    class Broken(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    assert describe_error(ValueError("too small")) == "ValueError: too small"
+    assert "cannot be shown" in describe_error(Broken())
+    assert len(describe_error(ValueError("x" * 10_000))) < 600

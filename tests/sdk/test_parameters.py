@@ -4,12 +4,11 @@ import dataclasses
 import datetime as dt
 import enum
 import inspect
+import itertools
 import threading
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from perdure.conversion import Compiler
 from perdure.errors import InvalidArgument
@@ -43,6 +42,7 @@ class Sample:
     def position_and_extra(self, x: int, /, **more: Any): ...
     def chained(self, chain: Chain): ...
     def ratio(self, by: float): ...
+    def three(self, x: int, y: int, a: int = 0): ...
     def loose(self, things: list[Any], table: dict[int, str]): ...
 
 
@@ -121,44 +121,27 @@ def test_bad_arguments_are_refused_with_the_reason(name, args, kwargs, message):
 NAMES = [name for name in vars(Sample) if not name.startswith("_")]
 
 
-@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    st.sampled_from([name for name in NAMES if name not in ("loose", "chained")]),
-    st.integers(0, 4),
-    st.sets(
-        st.sampled_from(["by", "key", "value", "point", "color", "x", "y", "first", "last", "a", "b", "self"])
-    ),
-)
-def test_arity_and_names_are_judged_as_python_does(name, count, keywords):
-    plain = {
-        parameter: parameter_type.replace(annotation=inspect.Parameter.empty)
-        for parameter, parameter_type in inspect.signature(getattr(Sample, name)).parameters.items()
-    }
-
-    class Untyped:
-        pass
-
-    function = _without_annotations(getattr(Sample, name))
-    Untyped.method = function
-    kwargs = dict.fromkeys(sorted(keywords), 0)
-    try:
-        inspect.Signature(list(plain.values())).bind("self", *([0] * count), **kwargs)
-    except TypeError:
-        expected = False
-    else:
-        expected = True
-    try:
-        parameters("method", Untyped).bind([0] * count, kwargs)
-    except InvalidArgument:
-        assert not expected
-    else:
-        assert expected
-
-
-def _without_annotations(function):
-    copy = type(function)(function.__code__, function.__globals__, function.__name__, function.__defaults__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
+@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_arity_and_names_are_judged_as_python_does(name, typed):
+    # Every parameter an int, so that the comparisons that skip conversion are put to the test as well.
+    original = getattr(Sample, name)
+    signature = inspect.signature(original)
+    copy = type(original)(original.__code__, original.__globals__, name, original.__defaults__)
+    copy.__kwdefaults__ = original.__kwdefaults__
+    copy.__annotations__ = dict.fromkeys([*signature.parameters][1:], int) if typed else {}
+    bind = parameters("method", type("Copied", (), {"method": copy})).bind
+    names = [*signature.parameters, "foo"]
+    for count, size in itertools.product(range(5), range(len(names) + 1)):
+        for keywords in itertools.combinations(names, size):
+            kwargs = dict.fromkeys(keywords, 0)
+            try:
+                signature.bind("self", *([0] * count), **kwargs)
+            except TypeError:
+                with pytest.raises(InvalidArgument):
+                    bind([0] * count, dict(kwargs))
+            else:
+                assert bind([0] * count, dict(kwargs)) == ([0] * count, kwargs or None)
 
 
 def test_bottomless_nesting_is_refused_not_a_crash():
@@ -167,6 +150,30 @@ def test_bottomless_nesting_is_refused_not_a_crash():
         wire = {"next": wire}
     with pytest.raises(InvalidArgument, match="nested too deep"):
         parameters("chained").bind([wire], None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unruly:
+    x: int
+
+    def __hash__(self) -> int:
+        raise ZeroDivisionError("in __hash__")
+
+
+def test_whatever_a_users_class_raises_while_it_is_built_is_an_invalid_argument():
+    class Sets:
+        def member(self, items: set[Unruly]): ...
+
+    with pytest.raises(
+        InvalidArgument, match=r"argument 'items' must be valid.*ZeroDivisionError: in __hash__"
+    ):
+        parameters("member", Sets).bind([[{"x": 1}]], None)
+
+
+@pytest.mark.parametrize("kwargs", [5, ["by", 1], "by", (("by", 1),)])
+def test_keyword_arguments_that_are_no_dict_are_refused(kwargs):
+    with pytest.raises(InvalidArgument, match="keyword arguments must be a dict"):
+        parameters("increment").bind([], kwargs)
 
 
 def test_whether_a_call_without_arguments_is_right_is_known_beforehand():

@@ -371,7 +371,6 @@ class Execution(ABC):
         if self.paused and self.committer.uncommitted_bytes <= self.limits.uncommitted_bytes_max:
             self.paused = False
             self.want_turns()
-        self.want_flush()
 
     # --- calls to other objects
 

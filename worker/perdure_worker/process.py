@@ -197,8 +197,6 @@ class Worker:
                 self._on_calls(identity, None, head, frames[1], frames[2])
         except PerdureError as error:
             self._refuse_message(identity, None, error, b"")
-        # The committer can start on these writes while the next message is worked on.
-        self._committer.flush()
 
     def _on_bundle(self, identity: bytes, body: bytes) -> None:
         try:
@@ -243,7 +241,9 @@ class Worker:
     # --- what leaves
 
     def _on_durable(self, group: int) -> None:
+        # The committer has handed the next group to the disk already; now the answers leave.
         self._host.on_durable(group)
+        self._flush()
 
     def _want_flush(self) -> None:
         if not self._flush_wanted:

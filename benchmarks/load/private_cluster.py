@@ -1,0 +1,84 @@
+"""A cluster for one load test alone: its own supervisor, its own data directory, removed afterwards.
+
+The load test's main process uses `private_cluster`.  This module's other half runs in the process that it
+starts, which becomes the supervisor and, by the kernel's hand, does not outlive the load test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from perdure.errors import PerdureError
+from perdure.locate import ENDPOINT_FILE
+
+__all__ = ["APP", "ClusterFailed", "main", "private_cluster"]
+
+APP = Path(__file__).resolve().with_name("objects.py")
+_STOP_TIMEOUT_S = 30.0
+"""The supervisor's own ordered shutdown is bounded at less; beyond this it hangs."""
+_POLL_S = 0.02
+
+
+class ClusterFailed(PerdureError):
+    """The private cluster ended before it served; its log says why."""
+
+
+@asynccontextmanager
+async def private_cluster(workers: int) -> AsyncIterator[str]:
+    """A running cluster in the temporary directory (TMPDIR); gives its URL.
+
+    Its log is kept quiet: warnings only.  Raises `ClusterFailed` when it does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="perdure-load-") as folder:
+        data = Path(folder, "data")
+        supervisor = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "benchmarks.load.private_cluster", str(os.getpid())),
+            *("run", str(APP), "--data", str(data), "--workers", str(workers), "--log-level", "warning"),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            # Ctrl+C shall reach the load test alone, which reports first and then stops the cluster.
+            start_new_session=True,
+        )
+        try:
+            yield await _url(data, supervisor)
+        finally:
+            await _stop(supervisor)
+
+
+async def _url(data: Path, supervisor: asyncio.subprocess.Process) -> str:
+    file = data / ENDPOINT_FILE
+    while not file.exists():
+        if supervisor.returncode is not None:
+            raise ClusterFailed(f"the private cluster did not start: exit code {supervisor.returncode}")
+        # Another process makes the file: no event of ours tells.
+        await asyncio.sleep(_POLL_S)
+    return file.read_text("utf-8").strip()
+
+
+async def _stop(supervisor: asyncio.subprocess.Process) -> None:
+    if supervisor.returncode is None:
+        supervisor.terminate()
+        try:
+            await asyncio.wait_for(supervisor.wait(), _STOP_TIMEOUT_S)
+        except TimeoutError:
+            supervisor.kill()
+            await supervisor.wait()
+
+
+def main() -> None:
+    """Becomes the supervisor; the first argument is the process to end with, the others are its options."""
+    from perdure import lifeline
+    from perdure_cli import commands
+
+    lifeline.end_with(int(sys.argv[1]))
+    commands.main(sys.argv[2:], prog_name="perdure")
+
+
+if __name__ == "__main__":
+    main()

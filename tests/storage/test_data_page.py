@@ -1,0 +1,85 @@
+"""docs/DATA.md shows the bytes as the code writes them: its examples are computed here again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from perdure.codec import encode
+from perdure.ids import id_from_name, slot_of
+from perdure.limits import Limits
+from perdure_storage import keys
+from perdure_storage.records import FORMAT, seal, seal_number, unseal
+from perdure_storage.shard import SHARD_FORMAT, marker_path
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "DATA.md"
+NAMESPACE, NAME = "Counter", "lobby"
+OBJECT_ID = id_from_name(NAMESPACE, NAME).key
+SLOT = slot_of(OBJECT_ID, Limits().slots)
+PREFIX = keys.object_prefix(SLOT, NAMESPACE, OBJECT_ID)
+
+
+def example_rows() -> dict[str, tuple[bytes, bytes]]:
+    """Name -> key and record of the rows that the page shows."""
+    payloads = {
+        "META": (PREFIX + keys.META, encode({"name": NAME})),
+        "FIELD value = 41": (PREFIX + keys.FIELD + b"value", encode(41)),
+        'VALUE "größe" = 7': (PREFIX + keys.VALUE + "größe".encode(), encode(7)),
+        "names index": (keys.names_key(NAMESPACE, NAME, OBJECT_ID), keys.names_value(SLOT, OBJECT_ID)),
+    }
+    numbers = {
+        "format": (keys.FORMAT_KEY, SHARD_FORMAT),
+        "epoch": (keys.EPOCH_KEY, 3),
+        "commit sequence": (keys.SEQUENCE_KEY, 2),
+    }
+    rows = {name: (key, seal_number(key, number)) for name, (key, number) in numbers.items()}
+    return rows | {name: (key, seal(key, payload)) for name, (key, payload) in payloads.items()}
+
+
+def spaced(data: bytes, *sizes: int) -> str:
+    """Hex with a space after each part; what is left over is the last part."""
+    parts, at = [], 0
+    for size in sizes:
+        parts.append(data[at : at + size].hex())
+        at += size
+    return " ".join(part for part in (*parts, data[at:].hex()) if part)
+
+
+def shown(name: str, key: bytes, record: bytes) -> str:
+    """One example as it stands on the page."""
+    if key.startswith(keys.OBJECTS_REGION):
+        sizes = (1, 2, 1, len(NAMESPACE), 32, 1)
+    elif key.startswith(keys.NAMES_REGION):
+        sizes = (1, 1, len(NAMESPACE), 1)
+    else:
+        sizes = (1,)
+    return f"{name}\n  key    {spaced(key, *sizes)}\n  record {spaced(record, 1, 4)}\n"
+
+
+@pytest.mark.parametrize("name", example_rows())
+def test_the_page_shows_the_bytes_that_the_code_writes(name: str) -> None:
+    assert shown(name, *example_rows()[name]) in PAGE.read_text("utf-8")
+
+
+def test_every_example_on_the_page_is_one_that_is_checked() -> None:
+    found = re.findall(r"^  key    (.*)\n  record (.*)$", PAGE.read_text("utf-8"), re.MULTILINE)
+    pairs = {(bytes.fromhex(key), bytes.fromhex(record)) for key, record in found}
+    assert pairs == set(example_rows().values())
+    assert all(unseal(key, record) for key, record in pairs)
+
+
+def test_the_page_names_all_kinds_of_rows_with_their_numbers() -> None:
+    page = PAGE.read_text("utf-8")
+    for name in ("META", "FIELD", "VALUE", "ALARM", "REPLY", "OUTBOX", "SOCKET"):
+        assert re.search(rf"\| {getattr(keys, name)[0]} \| {name} +\|", page), name
+
+
+def test_the_page_names_formats_files_and_the_object_as_they_are() -> None:
+    page = PAGE.read_text("utf-8")
+    assert f"format of the store, now {SHARD_FORMAT}" in page
+    assert f"format of the record, now {FORMAT}" in page
+    assert marker_path(Path("shard-0000")).name in page
+    assert f"slot {SLOT}" in page
+    assert OBJECT_ID.hex() in page
