@@ -7,7 +7,6 @@ servers, and `connect(...)`, used in the client process. They share nothing but 
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import subprocess
 import sys
@@ -77,6 +76,7 @@ class Child:
     """A Python child process that talks in lines and ends when its standard input closes."""
 
     def __init__(self, module: str, *arguments: str) -> None:
+        self._module = module
         # A process group of its own: Ctrl-C reaches run.py alone, which ends its children in order.
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -120,7 +120,7 @@ class Child:
         self.process.stdout.close()
 
     def _name(self) -> str:
-        return f"process {self.process.pid} ({' '.join(map(os.fspath, self.process.args[2:]))})"  # type: ignore[index]
+        return f"process {self.process.pid} ({self._module})"
 
 
 def stop_process(process: subprocess.Popen[Any]) -> None:

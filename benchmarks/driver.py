@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvloop
+
 from benchmarks.contender import MODULES, Connect, Increment
 
 __all__ = ["Load", "Window", "percentile"]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgpack
 import zmq
+
 from benchmarks import limit_wire
 from benchmarks.contender import Child, Handle, Increment, object_name, stop_all
 

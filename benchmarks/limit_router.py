@@ -12,6 +12,7 @@ import sys
 
 import uvloop
 import zmq
+
 from benchmarks import limit_wire
 
 

@@ -18,6 +18,7 @@ import msgpack
 import plyvel
 import uvloop
 import zmq
+
 from benchmarks import limit_wire
 
 # How long the commit thread waits for a loop that runs Python without a pause. With 5 ms, the default,

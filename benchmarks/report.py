@@ -6,9 +6,11 @@ taken within each round and the median of the rounds is reported.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 __all__ = ["Cell", "Ratio", "as_json", "figures_table", "ratios", "ratios_table"]
@@ -68,56 +70,47 @@ class Round:
         )
 
 
+def _rate_over_limit(form: str, outstanding: int, one: Round) -> float:
+    return one.rate("perdure", form, outstanding) / one.rate("limit", form, outstanding)
+
+
+def _p50_over_limit(form: str, one: Round) -> float:
+    return one.p50("perdure", form, 1) / one.p50("limit", form, 1)
+
+
+def _rate_over_redis(one: Round) -> float:
+    return one.rate("perdure", "direct", 64) / one.best("redis", outstanding=64)
+
+
+def _best_over_redis(one: Round) -> float:
+    return one.best("perdure", form="direct") / one.best("redis")
+
+
+COMPARISONS: tuple[tuple[str, float, bool, Callable[[Round], float]], ...] = (
+    ("router at 1,024, calls/s ÷ limit's", 0.55, False, partial(_rate_over_limit, "router", 1024)),
+    ("direct at 1,024, calls/s ÷ limit's", 0.5, False, partial(_rate_over_limit, "direct", 1024)),
+    ("direct at 64, calls/s ÷ limit's", 0.75, False, partial(_rate_over_limit, "direct", 64)),
+    ("direct at 64, calls/s ÷ Redis's", 1.5, False, _rate_over_redis),
+    ("direct, best calls/s ÷ Redis's best", 3.5, False, _best_over_redis),
+    ("router, one caller's p50 ÷ limit's", 1.4, True, partial(_p50_over_limit, "router")),
+    ("direct, one caller's p50 ÷ limit's", 1.4, True, partial(_p50_over_limit, "direct")),
+)
+"""Name, target, whether the target is an upper bound, and how one round's value is computed."""
+
+
 def ratios(cells: Sequence[Cell]) -> list[Ratio]:
     """The comparisons that Perdure is held to."""
     rounds = [
         Round(cell for cell in cells if cell.round == number)
         for number in sorted({cell.round for cell in cells})
     ]
-
-    def ratio(name: str, target: float, compute: Callable[[Round], float], at_most: bool = False) -> Ratio:
+    found = []
+    for name, target, at_most, compute in COMPARISONS:
         values = []
-        for each in rounds:
-            try:
-                values.append(compute(each))
-            except (KeyError, ValueError):
-                continue
-        return Ratio(name, target, at_most, statistics.median(values) if values else None)
-
-    found = [
-        ratio(
-            f"{form} at 1,024, calls/s ÷ limit's",
-            target,
-            lambda r, form=form: r.rate("perdure", form, 1024) / r.rate("limit", form, 1024),  # type: ignore[misc]
-        )
-        for form, target in (("router", 0.55), ("direct", 0.5))
-    ]
-    found += [
-        ratio(
-            "direct at 64, calls/s ÷ limit's",
-            0.75,
-            lambda r: r.rate("perdure", "direct", 64) / r.rate("limit", "direct", 64),
-        ),
-        ratio(
-            "direct at 64, calls/s ÷ Redis's",
-            1.5,
-            lambda r: r.rate("perdure", "direct", 64) / r.best("redis", outstanding=64),
-        ),
-        ratio(
-            "direct, best calls/s ÷ Redis's best",
-            3.5,
-            lambda r: r.best("perdure", "direct") / r.best("redis"),
-        ),
-    ]
-    found += [
-        ratio(
-            f"{form}, one caller's p50 ÷ limit's",
-            1.4,
-            lambda r, form=form: r.p50("perdure", form, 1) / r.p50("limit", form, 1),  # type: ignore[misc]
-            at_most=True,
-        )
-        for form in ("router", "direct")
-    ]
+        for one in rounds:
+            with contextlib.suppress(KeyError, ValueError):  # a part of it was not measured
+                values.append(compute(one))
+        found.append(Ratio(name, target, at_most, statistics.median(values) if values else None))
     return found
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from benchmarks import machine, report
 from benchmarks.contender import MODULES, Child, Handle, System, Unavailable
 
@@ -65,6 +66,7 @@ class Settings:
     concurrency: list[int]
     objects: int
     raw: bool
+    tries: int
 
 
 class CellFailed(Exception):
@@ -100,6 +102,21 @@ class Client:
         figures["others_cores"] = everyone.others_cores()
         running.check_sum(figures, settings.objects)
         return figures
+
+    def measure_undisturbed(
+        self, running: Running, form: str, outstanding: int, settings: Settings
+    ) -> dict[str, float]:
+        """As `measure`, again while others are busy, `settings.tries` times at most; gives the quietest.
+
+        The choice looks only at the CPU time of other processes, never at the figures themselves.
+        """
+        quietest = self.measure(running, form, outstanding, settings)
+        for _ in range(settings.tries - 1):
+            if quietest["others_cores"] <= OTHERS_CORES_NOTED:
+                break
+            figures = self.measure(running, form, outstanding, settings)
+            quietest = min(quietest, figures, key=lambda each: each["others_cores"])
+        return quietest
 
     def close(self) -> None:
         """End the process."""
@@ -139,7 +156,7 @@ def measure_all(
                 continue
             label = f"round {number + 1}/{settings.rounds}  {running.name}, {form} at {outstanding:,}"
             try:
-                figures = client.measure(running, form, outstanding, settings)
+                figures = client.measure_undisturbed(running, form, outstanding, settings)
             except CellFailed as error:
                 failed[running.name] = f"{form} at {outstanding:,}: {error}"
                 click.echo(f"{label}: FAILED: {error}", err=True)
@@ -214,6 +231,7 @@ def _names(_context: click.Context, _option: click.Parameter, text: str) -> list
 @click.option("--concurrency", default="1,64,256,1024", show_default=True, callback=_numbers)
 @click.option("--objects", default=10_000, show_default=True, help="Counters, chosen uniformly.")
 @click.option("--only", default="limit,perdure,redis", show_default=True, callback=_names)
+@click.option("--tries", default=1, show_default=True, help="Of a cell, while other processes are busy.")
 @click.option("--raw", is_flag=True, help="Also one message for each call, at 64 outstanding.")
 @click.option(
     "--directory",
@@ -229,11 +247,12 @@ def main(
     objects: int,
     only: list[str],
     raw: bool,
+    tries: int,
     directory: Path | None,
     json_file: Path | None,
 ) -> None:
     """Measure Perdure beside its limit and Redis, side by side in one run."""
-    settings = Settings(seconds, warmup_s, rounds, concurrency, objects, raw)
+    settings = Settings(seconds, warmup_s, rounds, concurrency, objects, raw, tries)
     # SIGTERM ends the run like Ctrl-C: every server is stopped and the directory removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     skipped: dict[str, str] = {}

@@ -30,7 +30,8 @@ class RawClient:
     """Sends one call at a time and waits for its reply."""
 
     def __init__(self, url: str) -> None:
-        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.context = zmq.Context()
+        self.socket: zmq.Socket[bytes] = self.context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(url)
         self.client_id = os.urandom(16)
@@ -55,12 +56,18 @@ class RawClient:
                 raise RuntimeError(f"{'raised' if status == RAISED else 'failed'}: {payload}")
         raise TimeoutError(f"no reply to {method} within {timeout_s} s")
 
+    def close(self) -> None:
+        """Ends the connection."""
+        self.socket.close()
+        self.context.term()
+
 
 def main() -> None:
     """Counts to three."""
     client = RawClient(sys.argv[1])
     for _ in range(3):
         print("raw counter =", client.call("Counter", "raw", "increment"))
+    client.close()
 
 
 if __name__ == "__main__":

@@ -28,10 +28,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
+
     from benchmarks.load.plan import LoadPlan
     from benchmarks.load.result import Figures
     from benchmarks.load.verify import Verdict
-    from click._termui_impl import ProgressBar
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS_DEFAULT = 10.0
@@ -135,7 +136,6 @@ def main(
     if seconds is not None and calls is not None:
         raise click.UsageError("--seconds and --calls exclude each other")
     from benchmarks.load.plan import LoadPlan
-
     from perdure.errors import PerdureError
 
     plan = LoadPlan(
@@ -159,7 +159,6 @@ async def _run(plan: LoadPlan, own_workers: int | None, as_json: bool) -> bool:
     """The whole test; tells whether it passed."""
     from benchmarks.load import result
     from benchmarks.load.private_cluster import private_cluster
-
     from perdure.locate import default_url
 
     async with contextlib.AsyncExitStack() as stack:
@@ -213,9 +212,7 @@ def _progress(plan: LoadPlan) -> Iterator[Callable[[int], None]]:
     length = plan.calls or max(1, round(1000 * (plan.seconds or 0)))
     told, started = 0, 0.0
     bar: ProgressBar[None]
-    with click.progressbar(
-        length=length, file=sys.stderr, item_show_func=lambda _: f"{told:,} calls"
-    ) as bar:
+    with click.progressbar(length=length, file=sys.stderr, item_show_func=lambda _: f"{told:,} calls") as bar:
 
         def on_progress(calls: int) -> None:
             nonlocal told, started

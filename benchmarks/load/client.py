@@ -1,7 +1,8 @@
 """One client process of a load test, a fresh interpreter: ``python -m benchmarks.load.client PLAN NUMBER``.
 
-Spoken with the main process in lines.  In: "go" starts the load, "stop" or the end of input ends it early.
-Out, JSON objects: {"ready": true}, {"calls": n} every 0.2 s and at the end, at last {"report": {...}}; or {"failed": why}.
+It speaks with the main process in lines.  In: "go" starts the load, "stop" or the end of input ends it early.
+Out, JSON objects: {"ready": true}, {"calls": n} every 0.2 s and at the end of the load, {"report": {...}}; or
+{"failed": why} and exit code 1.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from dataclasses import asdict
 from typing import Any
 
 import uvloop
+
 from benchmarks.load.driver import Driver
 from benchmarks.load.plan import LoadPlan
 from benchmarks.load.report import ClientReport
-
 from perdure import connect
 from perdure.errors import PerdureError
 

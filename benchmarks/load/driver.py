@@ -15,7 +15,6 @@ from typing import Any
 
 from benchmarks.load.latencies import Latencies
 from benchmarks.load.plan import NAMESPACE, LoadPlan, operations
-
 from perdure import Client
 from perdure.errors import NotExecuted, Overloaded, RemoteError
 

@@ -16,7 +16,6 @@ from typing import Any, Self
 
 from benchmarks.load.plan import LoadPlan
 from benchmarks.load.report import ClientReport
-
 from perdure.errors import PerdureError
 
 __all__ = ["ClientFailed", "Fleet"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from benchmarks.load.plan import NAMESPACE, LoadPlan
-
 from perdure import connect
 from perdure.errors import NotExecuted, UnknownMethod, UnknownNamespace
 

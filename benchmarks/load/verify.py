@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from benchmarks.load.plan import NAMESPACE, LoadPlan
 from benchmarks.load.report import ClientReport
-
 from perdure import connect
 from perdure.errors import PerdureError
 

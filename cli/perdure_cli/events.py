@@ -148,7 +148,7 @@ class Persist:
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Start a process; answered by `Spawned` or `SpawnFailed`."""
+    """Start a process; answered by `Spawned` or `SpawnFailed` before any other event."""
 
     child: ChildId
     epoch: int

@@ -149,9 +149,11 @@ class Supervision:
             case Exited():
                 actions = self._on_exited(event)
             case Spawned():
-                actions = self._on_spawned(event)
+                self.children[event.child].pid = event.pid
+                return []
             case SpawnFailed():
-                actions = self._on_spawn_failed(event)
+                self._on_spawn_failed(event)
+                return []
             case Start():
                 self._last_tick = event.now
                 actions = self._spawn([self.router, *self.workers], event.now)
@@ -204,20 +206,11 @@ class Supervision:
         for child in children:
             yield Spawn(child.id, child.epoch)
 
-    def _on_spawned(self, event: Spawned) -> Iterator[Action]:
-        child = self.children[event.child]
-        child.pid = event.pid
-        if self.stopping:
-            yield from self._end(child, signal.SIGKILL)
-
-    def _on_spawn_failed(self, event: SpawnFailed) -> Iterator[Action]:
+    def _on_spawn_failed(self, event: SpawnFailed) -> None:
         child = self.children[event.child]
         child.state = ChildState.DOWN
-        if self.stopping:
-            yield from self._shut_down(event.now)
-        else:
-            child.strikes, pause = after_failed_spawn(child.strikes, self.timing.restarts)
-            child.restart_at = event.now + pause
+        child.strikes, pause = after_failed_spawn(child.strikes, self.timing.restarts)
+        child.restart_at = event.now + pause
 
     def _is_current(self, event: Ready | Beat) -> bool:
         child = self.children.get(event.child)
@@ -351,8 +344,6 @@ class Supervision:
         if self._phase is _Phase.RUNNING:
             self._phase = _Phase.STOPPING_WORKERS
             self._stage_deadline = now + timing.stop_timeout_s
-            for child in self.children.values():
-                child.restart_at = None
             for worker in self.workers:
                 if worker.pid is not None:
                     yield from self._end(worker, signal.SIGTERM)

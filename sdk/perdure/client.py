@@ -39,6 +39,7 @@ T = TypeVar("T")
 # Inside the class `list` is the method.
 _Args = list[Any]
 _Frames = list[bytes]
+_Figures = list[dict[str, Any]]
 _LIMITS = Limits()
 _TICK_S = 0.05
 _SEND_AGAIN_S = 0.002
@@ -170,6 +171,10 @@ class Client:
         args = [namespace_of(ns), prefix, limit, next_cursor(cursor)]
         rows = await self.ask_workers("list", args)
         return merge_listings(namespace_of(ns), rows, limit)
+
+    async def stats(self) -> _Figures:
+        """Figures of each worker, in their order (see `Host.stats`): live objects, turns, waiting outputs ..."""
+        return await self.ask_workers("stats", [])
 
     async def ask_workers(self, method: str, args: _Args) -> _Args:
         """The answers of all workers, in their order, to one of the workers' own methods."""

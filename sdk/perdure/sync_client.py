@@ -23,11 +23,14 @@ from perdure.limits import Limits
 from perdure.listing import Listing
 from perdure.methods import Method
 from perdure.object import namespace_of
+from perdure.slotmap import SlotMap
 from perdure.stub import Stub, Target
 
 __all__ = ["SyncClient", "connect_sync"]
 
 T = TypeVar("T")
+# Inside the class `list` is the method.
+_Figures = list[dict[str, Any]]
 _LIMITS = Limits()
 # The client ends every call by itself; this only bounds a wait for a loop that died.
 _MARGIN_S = 5.0
@@ -89,6 +92,15 @@ class SyncClient:
     ) -> Listing:
         """Names of the stored objects of a namespace; see `Client.list`."""
         return self._wait(self._client.list(ns, prefix=prefix, limit=limit, cursor=cursor))
+
+    def stats(self) -> _Figures:
+        """Figures of each worker, in their order; see `Client.stats`."""
+        return self._wait(self._client.stats())
+
+    @property
+    def slot_map(self) -> SlotMap | None:
+        """Who owns which slot, as this client knows it."""
+        return self._client.slot_map
 
     # --- the sender of stubs
 

@@ -318,7 +318,7 @@ class Committer:
 
     def _run(self) -> None:
         get = self._jobs.get
-        while not self._failed and (job := get()) is not None:
+        while (job := get()) is not None:
             job()
 
     def _commit(self, group: SealedGroup) -> None:

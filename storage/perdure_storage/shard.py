@@ -76,7 +76,7 @@ def provision(path: Path) -> None:
         engine.write(batch)
     finally:
         engine.close()
-    sync_directory(path)
+    # The store has synced its own directory with its first write.
     for folder in {path.parent, *(folder.parent for folder in made)}:
         sync_directory(folder)
     with open(marker_path(path), "w", encoding="utf-8") as marker:

@@ -5,6 +5,7 @@ Everything waits for a condition with a deadline; what was started is killed at 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -44,6 +45,16 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def complete_entries(text: str) -> list[Entry]:
+    """The JSON objects among the lines; half a line, of a writer at work or killed, is none."""
+    entries = []
+    for line in text.splitlines(keepends=True):
+        if line.startswith("{") and line.endswith("}\n"):
+            with contextlib.suppress(json.JSONDecodeError):
+                entries.append(json.loads(line))
+    return entries
 
 
 def free_port() -> int:
@@ -121,7 +132,7 @@ class Cluster:
 
     def log(self) -> list[Entry]:
         """The latest supervisor's log lines, where it logs JSON."""
-        return [json.loads(line) for line in self.log_text().splitlines() if line.startswith("{")]
+        return complete_entries(self.log_text())
 
     def is_ready(self) -> bool:
         """Whether the latest supervisor announced that the cluster serves."""
@@ -130,11 +141,10 @@ class Cluster:
     def journal(self, event: str | None = None, child: str | None = None, **facts: Any) -> list[Entry]:
         """What children wrote, in order of time; optionally only entries with these facts."""
         try:
-            lines = (self.stage / "journal").read_text().splitlines()
+            entries = complete_entries((self.stage / "journal").read_text())
         except FileNotFoundError:
             return []
         wanted = {key: value for key, value in {"event": event, "child": child}.items() if value} | facts
-        entries = [json.loads(line) for line in lines]
         return [entry for entry in entries if all(entry.get(k) == v for k, v in wanted.items())]
 
     def wait_for_entry(self, event: str, child: str, **facts: Any) -> Entry:

@@ -81,6 +81,7 @@ class FakeChild:
             "started",
             config=self.config,
             group=os.getpgrp(),
+            umask=os.umask(0o077),
             persisted_epoch=self.persisted_epoch(),
             argv=sys.orig_argv,
         )

@@ -149,6 +149,15 @@ def test_a_run_directory_that_others_could_enter_or_replace_is_refused(
             directory.make_run_directory()
 
 
+def test_a_run_directory_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path) as directory:
+        directory.make_run_directory()
+        somebody_else = os.geteuid() + 1
+        monkeypatch.setattr(datadir.os, "geteuid", lambda: somebody_else)
+        with pytest.raises(UnsafeDirectory, match="belongs to user"):
+            directory.make_run_directory()
+
+
 # --- the state file
 
 

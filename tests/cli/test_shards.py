@@ -80,16 +80,18 @@ def test_a_start_that_was_cut_off_between_stores_is_brought_to_an_end(
         open_shard(directory.shard_path(worker), epoch=1).close()
 
 
-@pytest.mark.parametrize("lost", ["shard-0001", "shard-0001.provisioned"])
-def test_a_lost_store_is_not_replaced_by_an_empty_one(directory: DataDirectory, lost: str) -> None:
+@pytest.mark.parametrize(
+    "lost", [{"shard-0001"}, {"shard-0001.provisioned"}, {"shard-0001", "shard-0001.provisioned"}]
+)
+def test_a_lost_store_is_not_replaced_by_an_empty_one(directory: DataDirectory, lost: set[str]) -> None:
     prepared(directory, 2)
-    path = directory.path / lost
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    for path in [directory.path / name for name in lost]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     prepared(directory, 2)
-    assert not path.exists()
+    assert not any((directory.path / name).exists() for name in lost)
 
 
 def test_a_directory_keeps_its_engine(directory: DataDirectory) -> None:

@@ -207,6 +207,13 @@ def test_a_pause_of_the_supervisor_does_not_count_as_silence_of_the_others(pause
     assert not killed(scene.pass_time(10))
 
 
+def test_a_pause_of_the_supervisor_does_not_count_as_a_slow_start_of_the_others() -> None:
+    scene = Scene()
+    scene.now += 40
+    assert not killed(scene.feed(Tick(scene.now)))
+    assert killed(scene.pass_time(30.1)) == [(child, signal.SIGKILL) for child in ALL]
+
+
 def test_a_process_that_hangs_after_such_a_pause_is_found_all_the_same() -> None:
     scene = serving()
     scene.now += 30

@@ -59,12 +59,10 @@ def test_the_router_hears_of_a_death_within_milliseconds_and_before_the_successo
     heard_after = []
     for epoch in range(1, 6):
         wait_until_routed(cluster, "worker-1", epoch)
-        version = cluster.journal("map", "router")[-1]["map"]["version"]
         killed_at = time.monotonic()
         os.kill(cluster.latest("worker-1")["pid"], signal.SIGKILL)
         successor = cluster.wait_for_entry("started", "worker-1", epoch=epoch + 1)
-        news = next(e for e in cluster.journal("map", "router") if e["map"]["version"] == version + 1)
-        assert news["map"]["workers"][1] == [epoch, ""]
+        news = next(e for e in cluster.journal("map", "router") if e["map"]["workers"][1] == [epoch, ""])
         assert news["t"] < successor["t"]
         heard_after.append(news["t"] - killed_at)
     # 2 to 10 ms on an idle machine; the best of five says what the mechanism takes on a busy one.
@@ -163,8 +161,19 @@ def test_all_workers_stop_at_once_then_the_router_then_the_supervisor(
 END = ("stop", "exit")
 
 
+def leave_old_connection(port: int) -> None:
+    """The server ends a connection first: the kernel remembers it for a minute (TIME_WAIT)."""
+    with socket.create_server(("127.0.0.1", port)) as server:
+        client = socket.create_connection(("127.0.0.1", port))
+        server.accept()[0].close()
+        client.recv(1)
+        client.close()
+
+
 def test_after_an_ordered_stop_everything_can_be_used_again_at_once(cluster: Cluster) -> None:
-    bind = f"tcp://127.0.0.1:{free_port()}"
+    port = free_port()
+    leave_old_connection(port)
+    bind = f"tcp://127.0.0.1:{port}"
     for run in (1, 2):
         supervisor = cluster.start(binds=[bind])
         url = (cluster.data / "endpoint").read_text().strip()
@@ -303,6 +312,11 @@ def test_a_port_that_is_taken_is_said_at_once(cluster: Cluster) -> None:
     assert not cluster.journal("started")
 
 
+def test_what_children_create_is_for_their_owner_alone(cluster: Cluster) -> None:
+    cluster.start()
+    assert {entry["umask"] for entry in cluster.journal("started")} == {0o077}
+
+
 def test_children_are_told_all_they_need_in_one_argument(cluster: Cluster) -> None:
     supervisor = cluster.start(
         app="package.module", idle_evict_s=2.5, live_objects_max=7, dev=True, log_level="WARNING"
@@ -341,6 +355,7 @@ def test_readiness_is_announced_once_with_url_workers_and_data_directory(
     assert cluster.stop(supervisor) == RunExit.OK
     url = f"ipc://{cluster.data}/run/router"
     if log_json:
+        assert cluster.said() == ""
         lines: list[Any] = [line for line in cluster.log() if line["message"] == "ready"]
         assert [(line["url"], line["workers"], line["data"]) for line in lines] == [
             (url, 2, str(cluster.data))

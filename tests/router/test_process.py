@@ -48,16 +48,21 @@ class Peers:
         message = codec.encode({"type": "map", "map": slot_map.to_wire()})
         self.control.send_multipart([self.router, message])
 
-    async def play(self, scene: Callable[[Peers], Awaitable[None]]) -> None:
+    async def play(self, scene: Callable[[Peers], Awaitable[None]], limits: Limits) -> None:
         """Runs the scene beside a router in one loop, and stops the router."""
         config = RouterConfig((f"ipc://{self.run}/router",), f"ipc://{self.run}/control", 1, os.getpid())
         stopping = asyncio.Event()
-        router = RouterProcess(config, asyncio.get_running_loop(), Limits(), stopping)
+        router = RouterProcess(config, asyncio.get_running_loop(), limits, stopping)
         running = asyncio.create_task(router.run())
         self.router, _ = await receive(self.control)
         await scene(self)
         stopping.set()
         await running
+
+
+def play(peers: Peers, scene: Callable[[Peers], Awaitable[None]], limits: Limits | None = None) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(peers.play(scene, limits or Limits()))
 
 
 @pytest.fixture
@@ -99,5 +104,24 @@ def test_what_a_worker_said_before_its_death_is_heard_before_the_news_of_it(peer
         bodies = {(await receive(peers.client))[1] for _ in range(CALLS)}
         assert bodies == {b"\x93answer"}
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(peers.play(scene))
+    play(peers, scene)
+
+
+def test_time_passes_in_the_core_and_silent_clients_are_forgotten(peers: Peers) -> None:
+    deadline = time.monotonic() + 10
+
+    async def clients() -> int:
+        assert time.monotonic() < deadline
+        while (message := codec.decode((await receive(peers.control))[1]))["type"] != "beat":
+            pass
+        count: int = message["stats"]["clients"]
+        return count
+
+    async def scene(peers: Peers) -> None:
+        peers.client.send_multipart([protocol.header(protocol.HELLO), b""])
+        while await clients() == 0:
+            pass
+        while await clients() == 1:
+            pass
+
+    play(peers, scene, Limits(heartbeat_interval_s=0.01, client_forgotten_s=0.1))

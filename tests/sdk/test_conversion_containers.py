@@ -4,7 +4,7 @@ import collections.abc as abc
 import dataclasses
 import enum
 import typing
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 
@@ -62,6 +62,8 @@ class Unhashable:
         (dict[str, Color], {"a": Color.RED}, {"a": "red"}),
         (dict[Color, int], {Color.RED: 1}, {"red": 1}),
         (dict[Any, int], {"a": 1}, {"a": 1}),
+        (dict[Color | Literal["x"], int], {Color.RED: 1, "x": 2}, {"red": 1, "x": 2}),
+        (dict[Color | int, int], {Color.RED: 1, 5: 2}, [["red", 1], [5, 2]]),
         (dict[int, str], {1: "a", 2: "b"}, [[1, "a"], [2, "b"]]),
         (dict[Level, Point], {Level.LOW: Point(1)}, [[1, {"x": 1}]]),
         (dict[Cell, str], {Cell(1, 2): "a"}, [[(1, 2), "a"]]),

@@ -87,6 +87,12 @@ class Cell(NamedTuple):
     color: Color = Color.RED
 
 
+class Triple(NamedTuple):
+    a: int
+    b: int
+    c: int = 3
+
+
 Untyped = collections.namedtuple("Untyped", ["a", "b"])
 
 
@@ -236,6 +242,12 @@ def test_a_named_tuple_travels_as_a_tuple():
         loaded = converter.load(wire)
         assert (loaded, type(loaded)) == (Cell(1, Color.RED), Cell)
     assert compile_converter(Untyped).load((1, "x")) == Untyped(1, "x")
+
+
+def test_only_fields_with_a_default_may_be_missing_from_a_named_tuple():
+    assert compile_converter(Triple).load((1, 2)) == Triple(1, 2, 3)
+    with pytest.raises(ConversionError, match=r"Triple \(3 fields\), not tuple of 1"):
+        compile_converter(Triple).load((1,))
 
 
 @pytest.mark.parametrize("wrong", [(), (1, "red", 2), ("x", "red"), (1, "green"), {"row": 1}, "ab"])

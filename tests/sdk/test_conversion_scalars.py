@@ -131,7 +131,9 @@ def test_a_literal_is_exactly_its_values():
             converter.dump(wrong)
 
 
-@pytest.mark.parametrize("annotation", [threading.Lock, object(), type, Opaque, complex, dt.timedelta])
+@pytest.mark.parametrize(
+    "annotation", [threading.Lock, object(), type, Opaque, Literal[Opaque.LOCK], complex, dt.timedelta]
+)
 def test_an_annotation_whose_values_cannot_travel_refuses_every_value_or_itself(annotation):
     converter = compile_converter(annotation)
     for convert in (converter.load, converter.dump):

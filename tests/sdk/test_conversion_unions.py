@@ -107,6 +107,7 @@ def test_an_enum_is_dumped_by_its_value_whatever_its_place_in_the_union():
         (Square | None, {"side": "x"}, "value.side must be float, not str ('x')"),
         (Square | None, {}, "value must be Square | None, not dict without the field 'side'"),
         (SHAPES, {"radius": "x"}, "value must be Circle | Wheel | Square, not dict"),
+        (SHAPES | None, {}, "value must be Circle | Wheel | Square | None, not dict"),
         (list[int] | None, [1, "x"], "value[1] must be int, not str ('x')"),
     ],
 )

@@ -202,7 +202,9 @@ def test_an_equal_value_counts_as_the_same_and_a_lookalike_does_not():
     assert all(DurableField.same(value, value) for value in IMMUTABLE)
     assert DurableField.same("ab" * 50, "".join(["ab"] * 50))
     assert DurableField.same(1.5, 3.0 / 2)
-    assert DurableField.same((1, ("a",)), (1, ("a",)))
+    assert DurableField.same(Decimal("1.50"), Decimal("1.50"))
+    assert DurableField.same(UUID(int=1), UUID(int=1))
+    assert DurableField.same(tuple([1, tuple(["a"])]), tuple([1, tuple(["a"])]))  # noqa: C409 - new objects
     noon = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
     assert DurableField.same(noon, dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC))
     for old, new in (

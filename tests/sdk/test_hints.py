@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from perdure.hints import class_hint, class_hints, function_hints, resolve
+from perdure.hints import class_hint, class_hints, function_hints, function_namespace, resolve
 
 if TYPE_CHECKING:
     from nowhere import Absent
@@ -29,6 +29,11 @@ class Outer:
         return {}
 
     def unresolvable(self, absent: Absent) -> None: ...
+
+
+class Other:
+    def method(self, outer: Outer) -> Outer:
+        return outer
 
 
 class Derived(Outer):
@@ -53,6 +58,13 @@ def test_text_is_resolved_in_the_module_and_in_nested_classes():
 
 def test_a_method_named_like_a_type_does_not_hide_it():
     assert function_hints(Outer.list, Outer, "Outer.list()") == {"return": list[int]}
+
+
+def test_text_is_resolved_in_the_module_of_the_function():
+    assert function_hints(Other.method, Other, "") == {"outer": Outer, "return": Outer}
+    assert function_namespace(Other.method) is globals()
+    assert function_namespace(functools.wraps(Other.method)(lambda self: None)) is globals()
+    assert function_namespace(logged(functools.cache)) is vars(functools)
 
 
 def test_a_decorated_function_is_resolved_where_it_was_written():

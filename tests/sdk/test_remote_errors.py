@@ -349,10 +349,19 @@ def test_a_registered_exception_that_passes_through_an_object_keeps_its_origin()
     error = OutOfStock("apple", left=2)
     error.__cause__ = KeyError("k")
     first = travelled(error, "B/b", with_traceback=True)
+    assert dump_exception(first, "A/a", with_traceback=False)["attributes"] == {"sku": "apple", "left": 2}
     second = travelled(raised(first), "A/a", with_traceback=True)
     assert type(second) is OutOfStock
     assert (second.sku, second.left, second.object_id) == ("apple", 2, "B/b")
     assert second.causes == [("KeyError", "'k'")]
+
+
+def test_what_an_object_on_the_way_changes_in_an_exception_travels_on():
+    first = travelled(OutOfStock("apple", left=2), "B/b")
+    first.left = None
+    first.causes = ["mine"]
+    second = travelled(raised(first), "A/a")
+    assert (second.sku, second.left, second.causes) == ("apple", None, ["mine"])
 
 
 def test_an_exception_raised_because_of_a_remote_one_has_it_as_its_cause():

@@ -70,6 +70,8 @@ def test_groups_become_durable_in_order_through_the_thread(engine: Engine) -> No
 
 def test_close_makes_everything_durable_tells_of_it_and_refuses_later_writes(tmp_path: Path) -> None:
     async def main() -> None:
+        complaints: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
         waiting = Waiting(LevelDBEngine(tmp_path / "db", create=True))
         committer = waiting.committer
         for number in range(100):
@@ -90,6 +92,7 @@ def test_close_makes_everything_durable_tells_of_it_and_refuses_later_writes(tmp
         asyncio.get_running_loop().call_soon(done.set_result, None)
         await done
         assert waiting.told == list(range(1, expected + 1))
+        assert complaints == []
 
     asyncio.run(main())
     engine = LevelDBEngine(tmp_path / "db")

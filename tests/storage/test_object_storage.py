@@ -366,6 +366,15 @@ def test_delete_all_of_more_than_a_turn_may_write_is_still_one_commit() -> None:
     assert host.stored_rows() == []
 
 
+def test_rows_of_the_host_that_outlive_the_data_stay_in_the_turns_commit(host: Host) -> None:
+    row = host.prefix + keys.OUTBOX + b"1"
+    host.storage._put_row(row, seal(row, b"message"))
+    host.storage.put("a", 1)
+    now(host.storage.delete_all())
+    host.commit()
+    assert host.stored_rows() == [row]
+
+
 def test_a_row_that_the_host_removes_in_its_hook_goes_with_the_rest(host: Host) -> None:
     row = host.prefix + keys.FIELD + b"count"
     host.committer.put(row, seal(row, encode(1)))  # not durable, so storage cannot see it

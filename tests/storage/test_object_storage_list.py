@@ -30,6 +30,24 @@ def test_list_takes_start_included_end_excluded_and_start_after_excluded(host: H
     assert now(host.storage.list(start_after="b", keys_only=True, reverse=True)) == ["e", "d", "c"]
 
 
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({"start": "a"}, ["b", "b1", "b2"]),
+        ({"start_after": "a"}, ["b", "b1", "b2"]),
+        ({"end": "d"}, ["b", "b1", "b2"]),
+        ({"start": "b1", "end": "d"}, ["b1", "b2"]),
+        ({"start_after": "b1", "end": "b2"}, []),
+        ({"start": "a", "end": "b1"}, ["b"]),
+    ],
+)
+def test_a_prefix_and_bounds_together_give_what_fits_both(
+    host: Host, bounds: dict[str, str], expected: list[str]
+) -> None:
+    host.storage.put_many(dict.fromkeys(["a", "b", "b1", "b2", "c", "d"], 0))
+    assert now(host.storage.list(prefix="b", **bounds, keys_only=True)) == expected
+
+
 def test_a_prefix_of_the_highest_characters_still_has_an_end(host: Host) -> None:
     top = "\U0010ffff"
     host.storage.put_many({top: 1, top * 2: 2, top + "a": 3, "\uffff": 4})

@@ -7,7 +7,13 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from perdure_storage.engine import Engine
 from perdure_storage.memory import MemoryEngine
@@ -43,7 +49,7 @@ def test_objects_with_similar_ids_and_keys_of_any_text_never_see_each_others_dat
 
 
 KEYS = st.text(alphabet="ab\0/é\uffff\U0010ffff", max_size=3)
-BOUND = st.one_of(st.none(), KEYS)
+BOUND = st.one_of(st.none(), st.none(), KEYS)
 
 
 class StorageAgainstDict(RuleBasedStateMachine):
@@ -112,6 +118,19 @@ class StorageAgainstDict(RuleBasedStateMachine):
         other = Host(self.host.engine, object_id=self.host.prefix[-32:])
         assert now(other.storage.list()) == self.durable[0]
 
+    @rule()
+    def everything_becomes_durable(self) -> None:
+        self.commit_point()
+        self.host.committer.flush()
+        self.host.settle_all()
+        self.durable = [dict(self.committed)]
+
+    @invariant()
+    def reads_as_the_dict(self) -> None:
+        ordered = sorted(self.model.items(), key=lambda item: item[0].encode())
+        assert [*now(self.host.storage.list()).items()] == ordered
+        assert [*now(self.host.storage.list(reverse=True)).items()] == ordered[::-1]
+
     @precondition(lambda self: not self.host.jobs and not self.host.committer.dirty)
     @rule()
     def eviction(self) -> None:
@@ -170,5 +189,5 @@ class StorageAgainstDict(RuleBasedStateMachine):
 def test_storage_behaves_as_a_dict_at_every_state_of_durability(engine: Engine) -> None:
     run_state_machine_as_test(
         lambda: StorageAgainstDict(engine),
-        settings=settings(max_examples=150, stateful_step_count=25, deadline=None),
+        settings=settings(max_examples=100, stateful_step_count=25, deadline=None),
     )

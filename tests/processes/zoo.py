@@ -1,0 +1,133 @@
+"""The application of the process tests: one class for each kind of behaviour they look at."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import dataclass
+
+from perdure import DurableObject, blocking, durable, register_exception
+
+
+@register_exception
+class TooPoor(Exception):
+    """A user's own exception, which arrives as itself."""
+
+    def __init__(self, missing: int) -> None:
+        super().__init__(f"{missing} are missing")
+        self.missing = missing
+
+
+@dataclass
+class Point:
+    """A user's own value."""
+
+    x: int
+    y: int
+
+
+class Counter(DurableObject):
+    """One durable number."""
+
+    value: int = durable(0)
+
+    async def increment(self, by: int = 1) -> int:
+        """Adds and returns the new value."""
+        self.value += by
+        return self.value
+
+    async def get(self) -> int:
+        """The value."""
+        return self.value
+
+
+class Twins(DurableObject):
+    """Two rows that must always be equal, and a pad that makes batches large."""
+
+    async def step(self, pad: bytes = b"") -> int:
+        """Both rows get the next number in one turn."""
+        number = await self.storage.get("left", 0) + 1
+        self.storage.put("left", number)
+        self.storage.put("pad", pad)
+        self.storage.put("right", number)
+        return number
+
+    async def both(self) -> tuple[int, int]:
+        """The two rows."""
+        return await self.storage.get("left", 0), await self.storage.get("right", 0)
+
+
+class Caller(DurableObject):
+    """Calls other objects."""
+
+    steps: int = durable(0)
+
+    async def through(self, names: list[str]) -> list[str]:
+        """Passes the call on along the names; the names that were reached."""
+        self.steps += 1
+        if not names:
+            return [str(self.id.name)]
+        rest: list[str] = await self.ctx.get(Caller, names[0]).through(names[1:])
+        return [str(self.id.name), *rest]
+
+    async def add_to(self, counter: str, by: int) -> int:
+        """Increments a counter elsewhere."""
+        self.steps += 1
+        return await self.ctx.get(Counter, counter).increment(by)
+
+    async def get(self) -> int:
+        """How often it was stepped through."""
+        return self.steps
+
+
+class Odd(DurableObject):
+    """Everything else."""
+
+    memory: int = 0
+    kept: int = durable(0)
+
+    async def nap(self, seconds: float) -> str:
+        """Sleeps in the loop."""
+        await asyncio.sleep(seconds)
+        return "rested"
+
+    @blocking
+    def work(self, seconds: float) -> str:
+        """Holds a thread."""
+        time.sleep(seconds)  # sleep: stands for a library that blocks
+        return threading.current_thread().name
+
+    async def pay(self, price: int) -> None:
+        """Raises the registered exception after a write."""
+        self.kept = price
+        raise TooPoor(price - 10)
+
+    async def fail(self) -> None:
+        """Raises an exception that no client knows."""
+        try:
+            raise KeyError("inner")
+        except KeyError as error:
+            raise LookupError("outer") from error
+
+    async def move(self, point: Point) -> Point:
+        """A dataclass both ways."""
+        return Point(point.x + 1, point.y + 1)
+
+    async def remember(self, value: int) -> tuple[int, int]:
+        """Sets a plain and a durable attribute; what both were before."""
+        before = (self.memory, self.kept)
+        self.memory, self.kept = value, value
+        return before
+
+    async def leave(self) -> None:
+        """Raises what must not stop a worker."""
+        raise SystemExit(3)
+
+    async def forget(self) -> None:
+        """Deletes everything that is stored."""
+        await self.storage.delete_all()
+
+    async def echo(self, value: object) -> object:
+        """Gives back what came."""
+        return value
