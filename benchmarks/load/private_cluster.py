@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from perdure import connect
 from perdure.errors import PerdureError
 from perdure.locate import ENDPOINT_FILE
 
@@ -52,13 +53,22 @@ async def private_cluster(workers: int) -> AsyncIterator[str]:
 
 
 async def _url(data: Path, supervisor: asyncio.subprocess.Process) -> str:
-    file = data / ENDPOINT_FILE
-    while not file.exists():
-        if supervisor.returncode is not None:
-            raise ClusterFailed(f"the private cluster did not start: exit code {supervisor.returncode}")
-        # Another process makes the file: no event of ours tells.
+    ended = asyncio.create_task(supervisor.wait())
+    serves = asyncio.create_task(_wait_until_it_serves(data / ENDPOINT_FILE))
+    await asyncio.wait({ended, serves}, return_when=asyncio.FIRST_COMPLETED)
+    if not serves.done():
+        serves.cancel()
+        raise ClusterFailed(f"the private cluster did not start: exit code {ended.result()}")
+    ended.cancel()
+    return serves.result()
+
+
+async def _wait_until_it_serves(endpoint: Path) -> str:
+    while not endpoint.exists():  # noqa: ASYNC110 - another process makes it: no event of ours tells
         await asyncio.sleep(_POLL_S)
-    return file.read_text("utf-8").strip()
+    url = endpoint.read_text("utf-8").strip()
+    async with connect(url):
+        return url
 
 
 async def _stop(supervisor: asyncio.subprocess.Process) -> None:

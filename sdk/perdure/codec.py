@@ -41,6 +41,7 @@ SCALARS = frozenset({type(None), bool, int, float, bytes})
 _MAP_BYTES = bytes([*range(0x80, 0x90), 0xDE, 0xDF])
 _CONTAINER_BYTES = bytes([*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF])
 _CONTAINERS_MAX = Limits().containers_max
+_ELEMENTS_MAX = Limits().batch_calls_max
 
 # What msgpack, our hooks and the constructors behind them raise for bytes that are no value.
 _DECODE_ERRORS = (ValueError, TypeError, OverflowError, ArithmeticError, RecursionError, msgpack.OutOfData)
@@ -199,13 +200,16 @@ def _reason(value: Any, error: BaseException) -> str:
 def split_array(data: bytes) -> list[bytes]:
     """The encoded elements of an encoded list, none of them decoded.  Raises `BadMessage`.
 
-    With it one undecodable call of a batch is refused alone.
+    With it one undecodable call of a batch is refused alone.  Lists longer than `batch_calls_max` are
+    refused: this loop runs in Python, and five million elements would hold a worker up for seconds.
     """
     unpacker = msgpack.Unpacker(max_buffer_size=len(data) or 1)
     unpacker.feed(data)
     parts: list[bytes] = []
     try:
         count = unpacker.read_array_header()
+        if count > _ELEMENTS_MAX:
+            raise ValueError(f"{count} elements where at most {_ELEMENTS_MAX} are allowed")
         position = unpacker.tell()
         for _ in range(count):
             unpacker.skip()

@@ -188,7 +188,8 @@ class ObjectStorage:
         first. `keys_only` gives a list of keys. Bounds that contradict each other give nothing.
 
         Page with ``limit=n`` and then, with otherwise the same arguments, ``cursor=`` the last key of the
-        page before; an empty page is the end. Without a limit, more than 10,000 entries are an error.
+        page before; an empty page is the end. Each page is one instant, that of its call. Without a limit,
+        more than 10,000 entries are an error.
         """
         if start is not None and start_after is not None:
             raise StorageError("list takes start or start_after, not both")

@@ -37,6 +37,7 @@ def client(cluster: Cluster) -> Iterator[SyncClient]:
 
 @pytest.fixture(params=["router", "door"])
 def peer(cluster: Cluster, client: SyncClient, request: pytest.FixtureRequest) -> Iterator[zmq.Socket[bytes]]:
+    client.get("Counter", "witness").get()
     slot_map = client.slot_map
     assert slot_map is not None
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

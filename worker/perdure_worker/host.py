@@ -82,7 +82,7 @@ class Host(Execution):
     def _on_call(self, peer: Peer, item: Any, base: float, now: float, size: int) -> None:
         sequence, namespace, key, name, method_name, args, kwargs, timeout_ms, chain = item
         resident = self.live.get(key)
-        if resident is None or (resident.name is None and name is not None):
+        if resident is None or (name is not None and name != resident.name):
             if type(sequence) is not int or type(args) is not list:
                 raise TypeError("a call's sequence is an int and its arguments a list")
             try:
@@ -118,6 +118,8 @@ class Host(Execution):
     def _refusal(
         self, resident: Resident, namespace: Any, method_name: Any, method: Method | None, chain: Any
     ) -> PerdureError | None:
+        if type(namespace) is not str or namespace not in self.classes:
+            return self._unknown_namespace(namespace)
         if resident.cls.namespace != namespace:
             return InvalidArgument(
                 f"this id belongs to namespace {resident.cls.namespace!r}, not {namespace!r}"
@@ -145,10 +147,7 @@ class Host(Execution):
     def _admit(self, namespace: Any, key: Any, name: Any, method_name: Any) -> Resident:
         cls = self.classes.get(namespace) if type(namespace) is str else None
         if cls is None:
-            raise UnknownNamespace(
-                f"no class of namespace {namespace!r:.80} is served here; there is {', '.join(self.classes)}",
-                namespace=str(namespace)[:80],
-            )
+            raise self._unknown_namespace(namespace)
         if method_name not in cls.methods:
             raise self._unknown_method(namespace, method_name)
         if type(key) is not bytes or not is_id_of(namespace, key):
@@ -168,6 +167,12 @@ class Host(Execution):
         resident = self.live[key] = Resident(cls, key, name)
         self.begin_start(resident)
         return resident
+
+    def _unknown_namespace(self, namespace: Any) -> UnknownNamespace:
+        return UnknownNamespace(
+            f"no class of namespace {namespace!r:.80} is served here; there is {', '.join(self.classes)}",
+            namespace=str(namespace)[:80],
+        )
 
     def _unknown_method(self, namespace: str, method_name: Any) -> UnknownMethod:
         known = ", ".join(sorted(self.classes[namespace].methods)) or "none"
