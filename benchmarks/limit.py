@@ -79,7 +79,7 @@ class LimitClient:
         self._owners = [zlib.crc32(key) % WORKERS for key in keys]
         self._sequence = 0
         self._waiting: dict[int, asyncio.Future[int]] = {}
-        self._outgoing: list[tuple[list[int], list[bytes]]] = [([], []) for _ in range(WORKERS)]
+        self._outgoing: list[list[tuple[int, bytes, str, tuple[()]]]] = [[] for _ in range(WORKERS)]
         self._flush_is_due = False
         self._pack = msgpack.Packer(autoreset=True).pack
         self._rechecks = [
@@ -94,9 +94,7 @@ class LimitClient:
         future: asyncio.Future[int] = self._loop.create_future()
         self._sequence = sequence = self._sequence + 1
         self._waiting[sequence] = future
-        sequences, keys = self._outgoing[self._owners[index]]
-        sequences.append(sequence)
-        keys.append(self._keys[index])
+        self._outgoing[self._owners[index]].append((sequence, self._keys[index], "increment", ()))
         if not self._flush_is_due:
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
@@ -108,7 +106,7 @@ class LimitClient:
         self._sequence = sequence = self._sequence + 1
         self._waiting[sequence] = future
         number = self._owners[index]
-        message = bytes((number,)) + self._pack(((sequence,), (self._keys[index],)))
+        message = bytes((number,)) + self._pack(((sequence, self._keys[index], "increment", ()),))
         self._targets[number].send(message, limit_wire.NOBLOCK)
         for recheck in self._rechecks:
             recheck()
@@ -117,8 +115,8 @@ class LimitClient:
     def _flush(self) -> None:
         self._flush_is_due = False
         for number, outgoing in enumerate(self._outgoing):
-            if outgoing[0]:
-                self._outgoing[number] = ([], [])
+            if outgoing:
+                self._outgoing[number] = []
                 message = bytes((number,)) + self._pack(outgoing)
                 self._targets[number].send(message, limit_wire.NOBLOCK)
         for recheck in self._rechecks:
@@ -128,8 +126,7 @@ class LimitClient:
         take = self._waiting.pop
         # Bounded by the calls outstanding: nothing new is asked before this returns.
         while readable():
-            sequences, values = msgpack.unpackb(receive(limit_wire.NOBLOCK))
-            for sequence, value in zip(sequences, values, strict=True):
+            for sequence, value in msgpack.unpackb(receive(limit_wire.NOBLOCK)):
                 take(sequence).set_result(value)
 
 

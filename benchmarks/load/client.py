@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import signal
 import sys
 import time
@@ -101,6 +102,9 @@ def main() -> None:
     except PerdureError as error:
         _say({"failed": str(error)})
         sys.exit(1)
+    except BrokenPipeError:
+        # Nobody is there to hear the rest; an ordinary exit would try to flush it once more, and complain.
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class Fleet:
         self._on_progress = on_progress
         self._clients: list[asyncio.subprocess.Process] = []
         self._calls = [0] * plan.clients
+        self._stopped = False
 
     async def __aenter__(self) -> Self:
         for number in range(self._plan.clients):
@@ -64,6 +65,8 @@ class Fleet:
     async def run(self) -> list[ClientReport]:
         """Lets all clients go when each is ready, and gives their reports.  Raises `ClientFailed`."""
         await self._gather(self._message(number, "ready") for number in range(self._plan.clients))
+        if self._stopped:
+            raise ClientFailed("the load test was stopped before the load began")
         self._tell(b"go\n")
         self._on_progress(0)
         reports = await self._gather(self._message(number, "report") for number in range(self._plan.clients))
@@ -71,6 +74,7 @@ class Fleet:
 
     def stop(self) -> None:
         """Ends the load early; `run` then gives the reports of what was done."""
+        self._stopped = True
         self._tell(b"stop\n")
 
     def _tell(self, command: bytes) -> None:

@@ -64,11 +64,17 @@ async def _url(data: Path, supervisor: asyncio.subprocess.Process) -> str:
 
 
 async def _wait_until_it_serves(endpoint: Path) -> str:
-    while not endpoint.exists():  # noqa: ASYNC110 - another process makes it: no event of ours tells
+    while not (url := _read(endpoint)):  # noqa: ASYNC110 - another process makes it: no event of ours tells
         await asyncio.sleep(_POLL_S)
-    url = endpoint.read_text("utf-8").strip()
     async with connect(url):
         return url
+
+
+def _read(endpoint: Path) -> str:
+    try:
+        return endpoint.read_text("utf-8").strip()
+    except FileNotFoundError:
+        return ""
 
 
 async def _stop(supervisor: asyncio.subprocess.Process) -> None:

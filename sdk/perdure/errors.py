@@ -179,8 +179,13 @@ _TRAVELLING: Mapping[str, type[PerdureError]] = {
 
 
 def to_wire(error: PerdureError) -> list[Any]:
-    """``[code, message, facts]``: what crosses the wire for one of our own errors."""
-    return [type(error).__name__, str(error), error.facts()]
+    """``[code, message, facts]``: what crosses the wire for one of our own errors.
+
+    A subclass that does not travel itself (a store's own errors) goes as the nearest one that does.
+    """
+    cls = next((c for c in type(error).__mro__ if _TRAVELLING.get(c.__name__) is c), OutcomeUnknown)
+    facts = {name: getattr(error, name, None) for name in cls.fact_names}
+    return [cls.__name__, str(error), facts]
 
 
 def from_wire(code: object, message: object, facts: object) -> PerdureError:

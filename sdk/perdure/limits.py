@@ -33,6 +33,8 @@ class Limits:
     """Entries that one `storage.list` or `client.list` gives at most; page with a cursor beyond."""
     containers_max: int = 100_000
     """Lists and maps in one decoded message: 5 MB of empty maps would become 350 MB of memory."""
+    nested_tuples_max: int = 32
+    """Tuples and sets inside each other in one value; 200 would overflow the C stack of the reader."""
 
     # --- messages
     message_bytes_max: int = 32 * MIB

@@ -29,6 +29,7 @@ class Socket:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int) -> None:
         self.zmq = context.socket(kind)
         self.zmq.setsockopt(zmq.RECONNECT_IVL, 20)
+        self.zmq.setsockopt(zmq.SNDTIMEO, int(PATIENCE_S * 1000))
         self.send = self.zmq.send_multipart
 
     def receive(self, patience_s: float = PATIENCE_S) -> list[bytes]:

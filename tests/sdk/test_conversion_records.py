@@ -230,6 +230,21 @@ def test_what_does_not_fit_a_typed_dict_is_refused_both_ways(annotation, wrong):
         converter.dump(wrong)
 
 
+@pytest.mark.parametrize(
+    ("annotation", "wrong", "message"),
+    [
+        (Movie, {"title": 1}, "value.title must be str, not int (1)"),
+        (Movie, {}, "value must be Movie, not dict without the field 'title'"),
+        (Movie, {"title": "a", "x": 1}, "value must be Movie, not dict with the unknown field 'x'"),
+        (Triple, Triple(1, "b"), "value.b must be int, not str ('b')"),
+    ],
+)
+def test_the_error_names_the_field_when_dumping(annotation, wrong, message):
+    with pytest.raises(ConversionError) as caught:
+        compile_converter(annotation).dump(wrong)
+    assert str(caught.value) == message
+
+
 def test_keys_of_a_typed_dict_are_required_as_it_says():
     assert compile_converter(Draft).load({"title": "a", "author": "b"}) == {"title": "a", "author": "b"}
 
@@ -250,7 +265,7 @@ def test_only_fields_with_a_default_may_be_missing_from_a_named_tuple():
         compile_converter(Triple).load((1,))
 
 
-@pytest.mark.parametrize("wrong", [(), (1, "red", 2), ("x", "red"), (1, "green"), {"row": 1}, "ab"])
+@pytest.mark.parametrize("wrong", [(), (1, "red", 2), ("x", "red"), (1, "green"), {"row": 1}, "ab", None, 5])
 def test_what_does_not_fit_a_named_tuple_is_refused(wrong):
     with pytest.raises(ConversionError):
         compile_converter(Cell).load(wrong)

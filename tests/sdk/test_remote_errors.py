@@ -158,6 +158,8 @@ def test_messages_are_cut_and_made_encodable():
     loaded = travelled(ValueError("ä" * 5000))
     assert len(loaded.message.encode()) <= LIMITS.message_bytes_max
     assert loaded.message.endswith("ä...")
+    fitting = "x" * LIMITS.message_bytes_max
+    assert travelled(ValueError(fitting)).message == fitting
     assert travelled(ValueError("lone \udc80")).message == "lone \\udc80"
 
 
@@ -284,6 +286,8 @@ def test_only_exception_classes_of_the_users_can_be_registered(wrong):
     with pytest.raises(TypeError):
         register_exception(wrong)
     assert "__perdure_exception__" not in getattr(wrong, "__dict__", {})
+    with pytest.raises(TypeError, match="KeyError is a builtin"):
+        register_exception(KeyError)
 
 
 def test_a_class_with_a_constructor_of_its_own_kind_never_breaks_the_client():

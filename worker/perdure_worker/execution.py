@@ -363,6 +363,12 @@ class Execution(ABC):
         if resident.undo is None:
             resident.undo = list(resident.saved)
         resident.reset_fields()
+        # Rows that are on their way to the disk are not found by looking there: delete them by name.
+        prefix, storage = resident.row_prefix(self.slot_count), self.storage_of(resident)
+        for row in resident.cls.field_rows:
+            storage._put_row(prefix + row, None)
+        storage._put_row(prefix + keys.META, None)
+        storage._put_row(resident.names_row(), None)
 
     def on_durable(self, group: int) -> None:
         """Groups up to `group` are on disk: what waited for them leaves."""

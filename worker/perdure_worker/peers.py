@@ -86,13 +86,18 @@ class Peers:
             for sequence, reply in zip(sequences, replies, strict=True):
                 yield protocol.header(protocol.REPLY, self._worker, self._epoch, sequence), reply
             return
-        if sum([len(reply) for reply in replies]) <= _LIMITS.batch_bytes_max:
+        if (
+            len(replies) < _LIMITS.batch_calls_max
+            and sum([len(reply) for reply in replies]) <= _LIMITS.batch_bytes_max
+        ):
             yield self._header, protocol.array_header(len(replies)) + b"".join(replies)
             return
         chunk: list[bytes] = []
         size = 0
         for reply in replies:
-            if chunk and size + len(reply) > _LIMITS.batch_bytes_max:
+            if chunk and (
+                size + len(reply) > _LIMITS.batch_bytes_max or len(chunk) >= _LIMITS.batch_calls_max - 1
+            ):
                 yield self._header, protocol.array_header(len(chunk)) + b"".join(chunk)
                 chunk, size = [], 0
             chunk.append(reply)
