@@ -28,8 +28,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from click._termui_impl import ProgressBar
-
     from benchmarks.load.plan import LoadPlan
     from benchmarks.load.result import Figures
     from benchmarks.load.verify import Verdict
@@ -198,9 +196,11 @@ def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    yield
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.remove_signal_handler(number)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
 
 @contextlib.contextmanager
@@ -211,7 +211,7 @@ def _progress(plan: LoadPlan) -> Iterator[Callable[[int], None]]:
         return
     length = plan.calls or max(1, round(1000 * (plan.seconds or 0)))
     told, started = 0, 0.0
-    bar: ProgressBar[None]
+    bar: Any  # click does not export its type
     with click.progressbar(length=length, file=sys.stderr, item_show_func=lambda _: f"{told:,} calls") as bar:
 
         def on_progress(calls: int) -> None:

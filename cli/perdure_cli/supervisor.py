@@ -20,7 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -103,7 +103,7 @@ def run(config: RunConfig, *, command: ChildCommand = child_command, timing: Tim
         _check_bindable(address)
     with DataDirectory.open(config.data, _own_command()) as directory:
         state = prepare_shards(directory, config.engine, config.workers, _LIMITS.slots)
-        places = Places.make(directory)
+        places = Places(directory.make_run_directory())
         directory.write_endpoint(places.url)
         supervisor = Supervisor(config, directory, places, state, command, timing or Timing())
         return asyncio.run(supervisor.run())
@@ -114,11 +114,6 @@ class Places:
     """Endpoints of one run."""
 
     run_directory: Path
-
-    @classmethod
-    def make(cls, directory: DataDirectory) -> Places:
-        """Raises `CannotRun` when there is no safe place for sockets."""
-        return cls(directory.make_run_directory())
 
     @property
     def url(self) -> str:
@@ -144,7 +139,7 @@ class _Process:
     popen: subprocess.Popen[bytes]
     pidfd: int
     spawned_at: float
-    peer: bytes = field(default=b"")
+    peer: bytes = b""
     """Its routing id on the control socket; empty until it speaks."""
 
 
@@ -181,7 +176,7 @@ class Supervisor:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._control = Channel(self._loop, open_router(context, [self._places.control]), self._on_message)
         try:
-            self._feed(Start(_now()))
+            self._loop.call_soon(self._feed, Start(_now()))
             return await self._finished
         finally:
             self._end_all()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -49,6 +50,8 @@ _CONTAINERS_MAX = Limits().containers_max
 _NESTED_MAX = Limits().nested_tuples_max
 # A set with fewer members is built in microseconds whatever their hashes are.
 _SET_CHECKED_FROM = 1_000
+# A packer's first buffer; it grows.  With msgpack's own 256 KB each value pays for a system call's memory.
+_PACKER_BYTES = 1_024
 _ELEMENTS_MAX = Limits().batch_calls_max
 
 
@@ -101,9 +104,9 @@ def _read_extension(code: int, data: bytes, unpack: Callable[[bytes], Any]) -> A
     return read(data)
 
 
-def _unpack(data: bytes, ext_hook: Callable[[int, bytes], Any], **hooks: Callable[[Any], Any]) -> Any:
+def _unpacker(ext_hook: Callable[[int, bytes], Any], **hooks: Callable[[Any], Any]) -> Callable[[bytes], Any]:
     # timestamp=3: msgpack's own timestamps, which clients in other languages send, become datetimes.
-    return msgpack.unpackb(data, ext_hook=ext_hook, strict_map_key=True, timestamp=3, **hooks)
+    return partial(msgpack.unpackb, ext_hook=ext_hook, strict_map_key=True, timestamp=3, **hooks)
 
 
 def _too_deep(*_: Any) -> Any:
@@ -117,26 +120,26 @@ class _Depth:
     45 KB of C stack a level, so that 200 levels end the process: the chain of depths ends before.
     """
 
-    __slots__ = ("pack_inner", "unpack_inner")
+    __slots__ = ("_pack_inner", "_unpack_inner", "unpack")
 
     def __init__(self, inner: _Depth | None) -> None:
-        self.pack_inner: Callable[[Any], bytes] = inner.pack if inner is not None else _too_deep
-        self.unpack_inner: Callable[[bytes], Any] = inner.unpack if inner is not None else _too_deep
+        self.unpack = _unpacker(self._ext_hook)
+        self._pack_inner: Callable[[Any], bytes] = inner.pack if inner is not None else _too_deep
+        self._unpack_inner: Callable[[bytes], Any] = inner.unpack if inner is not None else _too_deep
 
     def pack(self, value: Any) -> bytes:
-        packed: bytes = msgpack.packb(value, default=self.default, strict_types=True)
+        # A packer for each value: `default` may be in the middle of another one's work, in any thread.
+        packer = msgpack.Packer(default=self.default, strict_types=True, buf_size=_PACKER_BYTES)
+        packed: bytes = packer.pack(value)
         return packed
 
-    def unpack(self, data: bytes) -> Any:
-        return _unpack(data, self.ext_hook)
-
-    def ext_hook(self, code: int, data: bytes) -> Any:
-        return _read_extension(code, data, self.unpack_inner)
+    def _ext_hook(self, code: int, data: bytes) -> Any:
+        return _read_extension(code, data, self._unpack_inner)
 
     def default(self, value: Any) -> msgpack.ExtType:
         kind = type(value)
         if kind is tuple:
-            return msgpack.ExtType(_EXT_TUPLE, self.pack_inner(list(value)))
+            return msgpack.ExtType(_EXT_TUPLE, self._pack_inner(list(value)))
         if kind is set:
             return msgpack.ExtType(_EXT_SET, self._members(value))
         if kind is frozenset:
@@ -156,7 +159,7 @@ class _Depth:
 
     def _members(self, values: set[Any] | frozenset[Any]) -> bytes:
         # Sorted by their encoding: equal sets give equal bytes, so an unchanged field is seen as unchanged.
-        packed = sorted([self.pack_inner(value) for value in values])
+        packed = sorted([self._pack_inner(value) for value in values])
         return array_header(len(packed)) + b"".join(packed)
 
 
@@ -180,6 +183,7 @@ class _Counting:
     def __init__(self) -> None:
         self._left = _CONTAINERS_MAX
         self._depth = 0
+        self._unpack = _unpacker(self._ext_hook, list_hook=self._seen, object_hook=self._seen)
 
     def _seen(self, container: Any) -> Any:
         self._left -= 1
@@ -199,14 +203,17 @@ class _Counting:
         return value
 
     def decode(self, data: bytes) -> Any:
-        return _unpack(data, self._ext_hook, list_hook=self._seen, object_hook=self._seen)
+        return self._unpack(data)
+
+
+def _holds(data: bytes, first_bytes: bytes, more_than: int) -> bool:
+    """Whether so many of these bytes are there; inside texts and numbers they count too."""
+    return len(data) - len(data.translate(None, first_bytes)) > more_than
 
 
 def _read(data: bytes) -> Any:
-    if len(data) > _CONTAINERS_MAX:
-        containers_at_most = len(data) - len(data.translate(None, _CONTAINER_BYTES))
-        if containers_at_most > _CONTAINERS_MAX:
-            return _Counting().decode(data)
+    if len(data) > _CONTAINERS_MAX and _holds(data, _CONTAINER_BYTES, _CONTAINERS_MAX):
+        return _Counting().decode(data)
     return _OUTERMOST.unpack(data)
 
 
@@ -215,7 +222,7 @@ def decode(data: bytes) -> Any:
     try:
         return _read(data)
     except Exception as error:  # msgpack, our hooks and the constructors behind them raise many kinds
-        raise BadMessage(f"not a value of the wire: {error or type(error).__name__}") from None
+        raise BadMessage(f"not a value of the wire: {str(error) or type(error).__name__}") from None
 
 
 def make_packer() -> Callable[[Any], bytes]:
@@ -236,7 +243,8 @@ def encode(value: Any) -> bytes:
         # type, unknown extensions.  What could not be read back must not be stored.  Decoding is the
         # check at C speed.
         if type(value) not in _LEAVES and (
-            len(data) > _CONTAINERS_MAX or len(data.translate(None, _DOUBTFUL_BYTES)) != len(data)
+            _holds(data, _DOUBTFUL_BYTES, 0)
+            or (len(data) > _CONTAINERS_MAX and _holds(data, _CONTAINER_BYTES, _CONTAINERS_MAX))
         ):
             _read(data)
     except Exception as error:  # also what a user's tzinfo raises
@@ -279,5 +287,5 @@ def split_array(data: bytes) -> list[bytes]:
             parts.append(data[position : unpacker.tell()])
             position = unpacker.tell()
     except Exception as error:  # as in `decode`
-        raise BadMessage(f"not a list of the wire: {error or type(error).__name__}") from None
+        raise BadMessage(f"not a list of the wire: {str(error) or type(error).__name__}") from None
     return parts

@@ -115,8 +115,6 @@ class Compiler:
             return self._type_variable(annotation, scope)
         if isinstance(annotation, NewType):
             return self._compile(annotation.__supertype__, scope)
-        if isinstance(annotation, dataclasses.InitVar):
-            return self._compile(annotation.type, scope)
         if annotation is typing.LiteralString:
             return scalar(str, exactly=scope.fit is Fit.EXACT)
         origin = typing.get_origin(annotation) or annotation

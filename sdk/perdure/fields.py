@@ -57,6 +57,11 @@ class DurableField:
             self.owner = owner.__name__
             self.name = name
 
+    @property
+    def exact(self) -> type | None:
+        """The type whose values are stored as they are; None where values are converted."""
+        return self.converter.exact if self.converter is not None else None
+
     def __repr__(self) -> str:
         return f"<durable field {self.owner}.{self.name}>"
 

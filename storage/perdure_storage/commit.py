@@ -223,12 +223,13 @@ class Committer:
         self._on_failure = on_failure
         self._failed = False
         self._closed = False
-        self._groups = GroupCommit(
+        self.groups = GroupCommit(
             engine.new_batch, sequence=read_sequence(engine), group_bytes_max=group_bytes_max
         )
-        self.put = self._groups.put
+        """The pure part; the hot path of turns reads its plain attributes instead of our properties."""
+        self.put = self.groups.put
         """Adds a write of ``key`` to the open group (`group`)."""
-        self.delete = self._groups.delete
+        self.delete = self.groups.delete
         """Adds the removal of ``key`` to the open group (`group`)."""
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._submit = submit or self._jobs.put
@@ -241,27 +242,27 @@ class Committer:
     @property
     def group(self) -> int:
         """Number of the group that `put` fills now; starts at 1."""
-        return self._groups.group
+        return self.groups.group
 
     @property
     def durable(self) -> int:
         """Highest group known to be on disk; starts at 0."""
-        return self._groups.durable
+        return self.groups.durable
 
     @property
     def sequence(self) -> int:
         """The store's durable commit sequence: groups committed by all incarnations so far."""
-        return self._groups.sequence
+        return self.groups.sequence
 
     @property
     def uncommitted_bytes(self) -> int:
         """Keys and values put and not yet durable."""
-        return self._groups.uncommitted_bytes
+        return self.groups.uncommitted_bytes
 
     @property
     def dirty(self) -> bool:
         """Whether the open group holds something."""
-        return self._groups.dirty
+        return self.groups.dirty
 
     def flush(self) -> None:
         """End of a tick of the loop: hands the open group to the thread if that is idle.
@@ -269,7 +270,7 @@ class Committer:
         A group over `group_bytes_max` is sealed and queued even when the thread is busy. What is left open
         goes to the thread when it has finished, without another flush.
         """
-        group = self._groups.flush()
+        group = self.groups.flush()
         if group is not None:
             self._hand_over(group)
 
@@ -284,18 +285,18 @@ class Committer:
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()
-        elif self._groups.in_flight is not None and not self._failed:
+        elif self.groups.in_flight is not None and not self._failed:
             raise RuntimeError("a submitted group is not written yet: run its job before closing")
         self._closed = True
         self._drain()
-        self._groups.close()
+        self.groups.close()
         self._engine.close()
 
     def _drain(self) -> None:
         # The thread is gone and has written the group in flight; only its notice may be on the way still.
-        done = self._groups.in_flight
+        done = self.groups.in_flight
         while not self._failed:
-            following = self._groups.written(done.group) if done else self._groups.flush()
+            following = self.groups.written(done.group) if done else self.groups.flush()
             if done:
                 self._on_durable(done.group)
             elif not following:
@@ -308,9 +309,9 @@ class Committer:
         self._submit(partial(self._commit, group))
 
     def _written(self, group: int) -> None:
-        if group <= self._groups.durable:
+        if group <= self.groups.durable:
             return  # `close` has already told of it
-        following = self._groups.written(group)
+        following = self.groups.written(group)
         if following is not None:
             # Before the outputs of the finished group leave: the disk works while the loop sends them.
             self._hand_over(following)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from perdure import logs
 from perdure_cli.errors import CannotRun
+from perdure_cli.events import Role
 from perdure_cli.supervision import Timing
 from perdure_cli.supervisor import RunConfig, run
 
@@ -18,6 +19,7 @@ def main() -> int:
     options = json.loads(sys.argv[1])
     timing = Timing(**options.pop("timing", {}))
     options.pop("stage")
+    break_at_epoch = options.pop("break_at_epoch", None)
     config = RunConfig(
         **{
             "app": "application",
@@ -30,8 +32,14 @@ def main() -> int:
         }
     )
     logs.setup("supervisor", log_json=config.log_json, level="DEBUG")
+
+    def command(role: Role, text: str) -> list[str]:
+        if json.loads(text)["epoch"] == break_at_epoch:
+            raise RuntimeError("a defect, for a test")
+        return [sys.executable, CHILD, text]
+
     try:
-        return run(config, command=lambda role, text: [sys.executable, CHILD, text], timing=timing)
+        return run(config, command=command, timing=timing)
     except CannotRun as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -292,6 +292,18 @@ def test_no_worker_is_started_with_an_epoch_that_could_not_be_written(cluster: C
     assert successor["epoch"] == successor["persisted_epoch"] > 2
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_defect_of_the_supervisor_ends_everything_instead_of_going_on_blindly(
+    cluster: Cluster, epoch: int
+) -> None:
+    supervisor = cluster.start(wait=epoch > 1, break_at_epoch=epoch)
+    if epoch > 1:
+        os.kill(cluster.latest("worker-0")["pid"], signal.SIGKILL)
+    assert supervisor.wait(DEADLINE_S) == RunExit.INTERNAL
+    assert "a defect, for a test" in cluster.log_text()
+    assert not any(is_alive(entry["pid"]) for entry in cluster.journal("started"))
+
+
 def test_a_child_that_connects_anew_is_sent_the_map_again(cluster: Cluster) -> None:
     cluster.order("worker-0", reconnect_at="reconnect")
     cluster.start()

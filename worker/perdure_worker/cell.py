@@ -7,6 +7,7 @@ objects are refused.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from perdure_worker.resident import Resident
 
 __all__ = ["Aborted", "HostCell"]
+
+
+_TIMEOUT_MIN_S = 0.001
 
 
 class Aborted(BaseException):
@@ -82,10 +86,41 @@ class HostCell:
         """Sends a call to another object: a commit point of the running turn."""
         if threading.get_ident() != self._thread:
             raise RuntimeError("a @blocking method cannot call other objects: it runs in a thread of its own")
-        return Call(self._host.call_out(self._resident, target, method, args, kwargs, spec))
+        return Call(self._call(target, method, args, kwargs, spec))
 
     def refuse(self, error: PerdureError) -> Call[Any]:
         """A call that failed before it was sent."""
         future = self._host.loop.create_future()
         future.set_exception(error)
         return Call(future)
+
+    def _call(
+        self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None, spec: Method | None
+    ) -> asyncio.Future[Any]:
+        host, resident = self._host, self._resident
+        host.commit_point(resident)
+        future: asyncio.Future[Any] = host.loop.create_future()
+        timeout_s = target.timeout_s
+        chain: list[list[Any]] = [[resident.key, resident.label]]
+        if resident.turn is not None:
+            _, _, _, deadline, outer = resident.turn
+            chain = [*(outer or []), *chain]
+            timeout_s = max(_TIMEOUT_MIN_S, min(timeout_s, deadline - host.clock()))
+
+        def issue(*_: Any) -> None:
+            host.caller.call(
+                target.namespace,
+                target.object_id,
+                target.name,
+                method,
+                args,
+                kwargs,
+                timeout_s=timeout_s,
+                answer=future,
+                spec=spec,
+                chain=chain,
+            )
+
+        # It leaves when everything that the turn wrote before it is durable.
+        host.gate.hold(resident.ticket, (issue, None, None, None))
+        return future

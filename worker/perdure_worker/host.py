@@ -28,6 +28,7 @@ from perdure.errors import (
 )
 from perdure.ids import id_from_name, is_id_of, slot_of
 from perdure.methods import Method
+from perdure_worker.cell import HostCell
 from perdure_worker.execution import Execution
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
 from perdure_worker.peers import Peer
@@ -99,6 +100,7 @@ class Host(Execution):
             if refusal is not None:
                 self.refuse(peer, sequence, refusal)
                 return
+            assert method is not None
         deadline = base + (timeout_ms * 0.001 if 0 < timeout_ms < self._timeout_max_ms else self._timeout_s)
         self.live.move_to_end(key)
         if (
@@ -356,6 +358,10 @@ class Host(Execution):
     def busy(self) -> int:
         """Objects with a running turn or waiting calls."""
         return sum(r.turn is not None or r.mailbox is not None for r in self.live.values())
+
+    def make_cell(self, resident: Resident) -> HostCell:
+        """The object's side of this host."""
+        return HostCell(self, resident)
 
     def unknown_field(self, namespace: str, field: str) -> None:
         """A stored field that the class no longer has: kept, and said once per class and field."""

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoded", "Resident"]
 
-Put = Callable[[bytes, bytes], None]
 # Index of the field, what to remember as saved, and its encoding.
 Change = tuple[int, Any, bytes]
 
@@ -122,7 +121,7 @@ class Resident:
 
     # --- durable fields
 
-    def load(self, engine: Engine, slots: int, unknown_field: Callable[[ObjectClass, str], None]) -> None:
+    def load(self, engine: Engine, slots: int, unknown_field: Callable[[str, str], None]) -> None:
         """Reads name and fields, and fills a fresh instance.  Raises `StorageError` for damaged rows."""
         prefix = keys.object_prefix(slot_of(self.key, slots), self.cls.namespace, self.key)
         stored: dict[str, bytes] = {}
@@ -150,7 +149,7 @@ class Resident:
                 saved.append(value if field.immutable(value) else Encoded(payload_or_none))
             values[field.name] = value
         for name in stored:
-            unknown_field(self.cls, name)
+            unknown_field(self.cls.namespace, name)
 
     def reload_fields(self) -> None:
         """Puts back what storage has, after a turn that must leave no trace."""
@@ -165,28 +164,40 @@ class Resident:
             value = values[field.name] = field.default()
             self.saved[index] = value if field.immutable(value) else Encoded(codec.encode(field.dump(value)))
 
-    def changed_fields(self, pack: Callable[[Any], bytes]) -> list[Change] | None:
+    def changed_fields(self, pack: Callable[[Any], bytes], size_max: int) -> list[Change] | None:
         """What differs from what is saved; None if nothing.  Changes nothing itself.
 
-        Raises `InvalidArgument` when a field holds what cannot be stored.
+        Raises `InvalidArgument` when a field holds what cannot be stored, `StorageError` when it is
+        larger than `size_max` bytes encoded.
         """
         values = self.instance.__dict__
         changes: list[Change] | None = None
-        for index, saved in enumerate(self.saved):
+        index = 0
+        for saved in self.saved:
             field = self.cls.fields[index]
             value = values.get(field.name, self)
             if value is not saved:
                 change = self._change(index, field, saved, value, pack)
                 if change is not None:
+                    if len(change[2]) > size_max:
+                        raise StorageError(
+                            f"{self.cls.namespace}.{field.name} has {len(change[2])} bytes encoded; "
+                            f"the limit is {size_max}"
+                        )
                     if changes is None:
                         changes = [change]
                     else:
                         changes.append(change)
+            index += 1  # noqa: SIM113 - enumerate makes a tuple for each field of each turn
         return changes
 
     def _change(
         self, index: int, field: DurableField, saved: Any, value: Any, pack: Callable[[Any], bytes]
     ) -> Change | None:
+        kind = type(value)
+        if kind is int and type(saved) is int and field.exact is int:
+            # The commonest field, without the general questions below (0.4 µs less).
+            return None if value == saved else (index, value, pack(value))
         immutable = field.immutable(value)
         if immutable and field.same(saved, value):
             return None
@@ -202,19 +213,3 @@ class Resident:
         if type(saved) is Encoded and encoded == saved:
             return None
         return index, Encoded(encoded), encoded
-
-    def save_fields(self, changes: list[Change], put: Put, prefix: bytes) -> None:
-        """Writes changed fields through `put`, and remembers them as saved."""
-        for index, remember, encoded in changes:
-            key = prefix + self.cls.field_rows[index]
-            put(key, records.seal(key, encoded))
-            self.saved[index] = remember
-
-    def check_fields_size(self, changes: list[Change], limit: int) -> None:
-        """Raises `StorageError` when a field is too large to store."""
-        for index, _, encoded in changes:
-            if len(encoded) > limit:
-                name = self.cls.fields[index].name
-                raise StorageError(
-                    f"{self.cls.namespace}.{name} has {len(encoded)} bytes encoded; the limit is {limit}"
-                )
