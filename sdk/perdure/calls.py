@@ -30,15 +30,17 @@ from perdure.errors import (
 from perdure.limits import Limits
 from perdure.methods import Method
 from perdure.slotmap import SlotMap, slot_map_from_wire
+from perdure.stub import Target
 
 __all__ = ["Answer", "Caller", "Outgoing", "Pending"]
 
 _LIMITS = Limits()
 # Deadlines are looked at this often; a call ends at most this much later than promised.
 _WHEEL_TICKS_PER_S = 20
+_GRACE_S = _LIMITS.answer_grace_s
 _RETRY_FIRST_S = 0.02
 _RETRY_MAX_S = 0.5
-_TIMEOUT_FIELD = 7  # position of Item.timeout_ms in a call's fields
+_ID_FIELD, _TIMEOUT_FIELD = 2, 7  # positions of Item.object_id and Item.timeout_ms in a call's fields
 
 
 class Answer(Protocol):
@@ -52,13 +54,12 @@ class Answer(Protocol):
 class Pending:
     """One call that has not ended."""
 
-    __slots__ = ("answer", "attempts", "deadline", "epoch", "fields", "item", "object_id", "spec", "worker")
+    __slots__ = ("answer", "attempts", "deadline", "epoch", "fields", "item", "spec", "worker")
 
     def __init__(
         self,
         fields: list[Any],
         item: bytes,
-        object_id: bytes,
         worker: int,
         deadline: float,
         answer: Answer,
@@ -66,7 +67,6 @@ class Pending:
     ) -> None:
         self.fields = fields
         self.item = item
-        self.object_id = object_id
         self.worker = worker
         self.deadline = deadline
         self.answer = answer
@@ -111,6 +111,9 @@ class Caller:
         self._queued_bytes = 0
         self._flush_wanted = False
         self._wheel: dict[int, list[int]] = {}
+        self._bucket = -1
+        self._row: list[int] = []
+        """The wheel's row of `_bucket`, where the last call's deadline went: the next one's goes there too."""
         self._wheel_done = int(clock() * _WHEEL_TICKS_PER_S)
         self._delayed: list[tuple[float, int]] = []
 
@@ -118,32 +121,36 @@ class Caller:
 
     def call(
         self,
-        namespace: str,
-        object_id: bytes,
-        name: str | None,
+        target: Target,
         method: str,
         args: list[Any],
         kwargs: dict[str, Any] | None,
-        *,
-        timeout_s: float,
+        spec: Method | None,
         answer: Answer,
-        spec: Method | None = None,
         chain: list[list[Any]] | None = None,
-        worker: int | None = None,
     ) -> None:
         """Starts a call; its outcome goes to `answer`, errors of encoding too.  Never raises."""
-        sequence = self._sequence = self._sequence + 1
-        fields = [
-            sequence,
-            namespace,
-            object_id,
-            name,
-            method,
-            args,
-            kwargs,
-            int(timeout_s * 1000) or 1,
-            chain,
-        ]
+        namespace, object_id, name, timeout_s, hashed, _ = target
+        slot_map = self.map
+        if slot_map is None:
+            worker = 0
+        else:
+            owners = slot_map.owners
+            worker = owners[hashed % len(owners)]
+        fields = [0, namespace, object_id, name, method, args, kwargs, int(timeout_s * 1000) or 1, chain]
+        self._start(fields, worker, timeout_s, spec, answer)
+
+    def call_worker(
+        self, worker: int, method: str, args: list[Any], timeout_s: float, answer: Answer
+    ) -> None:
+        """Calls one of the worker's own methods (`list`, `stats`)."""
+        fields = [0, "", b"", None, method, args, None, int(timeout_s * 1000), None]
+        self._start(fields, worker, timeout_s, None, answer)
+
+    def _start(
+        self, fields: list[Any], worker: int, timeout_s: float, spec: Method | None, answer: Answer
+    ) -> None:
+        sequence = fields[0] = self._sequence = self._sequence + 1
         try:
             item = self._pack(fields)
             if self._queued_bytes + len(item) > _LIMITS.message_bytes_max:
@@ -154,26 +161,28 @@ class Caller:
         except Exception:
             answer.set_exception(self._unencodable(fields))
             return
-        if worker is None:
-            worker = self.map.worker_of(object_id) if self.map is not None else 0
         deadline = self._clock() + timeout_s
-        pending = Pending(fields, item, object_id, worker, deadline, answer, spec)
-        self.pending[sequence] = pending
-        bucket = int((deadline + _LIMITS.answer_grace_s) * _WHEEL_TICKS_PER_S) + 1
-        row = self._wheel.get(bucket)
-        if row is None:
-            self._wheel[bucket] = [sequence]
+        pending = self.pending[sequence] = Pending(fields, item, worker, deadline, answer, spec)
+        bucket = int((deadline + _GRACE_S) * _WHEEL_TICKS_PER_S) + 1
+        if bucket == self._bucket:
+            self._row.append(sequence)
         else:
-            row.append(sequence)
-        self._enqueue(pending)
+            self._bucket = bucket
+            self._row = self._wheel.setdefault(bucket, [])
+            self._row.append(sequence)
+        self._queued_bytes += len(item)
+        queue = self._queues.get(worker)
+        if queue is None:
+            self._queues[worker] = [pending]
+        else:
+            queue.append(pending)
+        if not self._flush_wanted:
+            self._flush_wanted = True
+            self._want_flush()
 
     def _enqueue(self, pending: Pending) -> None:
         self._queued_bytes += len(pending.item)
-        queue = self._queues.get(pending.worker)
-        if queue is None:
-            self._queues[pending.worker] = [pending]
-        else:
-            queue.append(pending)
+        self._queues.setdefault(pending.worker, []).append(pending)
         if not self._flush_wanted:
             self._flush_wanted = True
             self._want_flush()
@@ -369,8 +378,9 @@ class Caller:
         pending.epoch = 0
         pending.fields[_TIMEOUT_FIELD] = max(1, int(left * 1000))
         pending.item = self._pack(pending.fields)
-        if self.map is not None and pending.object_id:
-            pending.worker = self.map.worker_of(pending.object_id)
+        object_id = pending.fields[_ID_FIELD]
+        if self.map is not None and object_id:
+            pending.worker = self.map.worker_of(object_id)
         self._enqueue(pending)
 
     def _retry_later(self, sequence: int, pending: Pending) -> None:
@@ -393,6 +403,8 @@ class Caller:
                     self._send_again(pending)
         current = int(now * _WHEEL_TICKS_PER_S)
         for bucket in range(self._wheel_done, current):
+            if bucket == self._bucket:
+                self._bucket = -1
             for sequence in self._wheel.pop(bucket, ()):
                 pending = self.pending.get(sequence)
                 if pending is not None:

@@ -92,6 +92,7 @@ class Client:
             want_flush=self._flush_soon,
             want_map=self._hello,
         )
+        self._start, self._create_future = self._caller.call, loop.create_future
         self._context = zmq.Context()
         socket = open_dealer(self._context, self.url)
         self._front = Channel(loop, socket, self._on_front, self._flush_waiting)
@@ -183,17 +184,7 @@ class Client:
         calls = []
         for worker in range(len(slot_map.seats)):
             answer = self._loop.create_future()
-            self._caller.call(
-                "",
-                b"",
-                None,
-                method,
-                args,
-                None,
-                timeout_s=_LIMITS.call_timeout_s,
-                answer=answer,
-                worker=worker,
-            )
+            self._caller.call_worker(worker, method, args, _LIMITS.call_timeout_s, answer)
             calls.append(answer)
         return [await call for call in calls]
 
@@ -222,8 +213,8 @@ class Client:
         spec: Method | None,
     ) -> Call[Any]:
         """See `perdure.stub.Sender`."""
-        answer = self._loop.create_future()
-        self.issue(target, method, args, kwargs, spec, answer)
+        answer = self._create_future()
+        self._start(target, method, args, kwargs, spec, answer)
         return Call(answer)
 
     def issue(
@@ -236,17 +227,7 @@ class Client:
         answer: Answer,
     ) -> None:
         """Starts a call whose outcome goes to `answer`; only in the client's event loop."""
-        self._caller.call(
-            target.namespace,
-            target.object_id,
-            target.name,
-            method,
-            args,
-            kwargs,
-            timeout_s=target.timeout_s,
-            answer=answer,
-            spec=spec,
-        )
+        self._caller.call(target, method, args, kwargs, spec, answer)
 
     def refuse(self, error: PerdureError) -> Call[Any]:
         """See `perdure.stub.Sender`."""

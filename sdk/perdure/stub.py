@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from perdure.codec import SCALARS, check_value
 from perdure.errors import InvalidArgument, PerdureError
-from perdure.ids import ObjectId, id_from_name, id_from_string
+from perdure.ids import ObjectId, id_from_name, id_from_string, slot_of
 from perdure.limits import Limits
 from perdure.methods import Method, dump_call
 
@@ -19,6 +19,7 @@ __all__ = ["Call", "RemoteMethod", "Sender", "Stub", "Target", "make_target"]
 
 T = TypeVar("T")
 _LIMITS = Limits()
+_HASH_SPAN = 1 << 32  # of the four bytes that decide an id's slot
 _NEEDS_NO_CHECK = SCALARS | {str}
 
 
@@ -29,6 +30,8 @@ class Target(NamedTuple):
     object_id: bytes
     name: str | None
     timeout_s: float
+    hashed: int
+    """What of the id decides its slot (`ids.slot_of`), computed once for all calls."""
     methods: Mapping[str, Method]
     """The class's method table where the stub was made from the class, else empty."""
 
@@ -144,6 +147,9 @@ def make_target(
         )
     if isinstance(key, ObjectId):
         object_id = id_from_string(namespace, str(key))
-        return Target(namespace, object_id.key, key.name, seconds, methods)
-    object_id = id_from_name(namespace, key)
-    return Target(namespace, object_id.key, object_id.name, seconds, methods)
+        name = key.name
+    else:
+        object_id = id_from_name(namespace, key)
+        name = object_id.name
+    hashed = slot_of(object_id.key, _HASH_SPAN)
+    return Target(namespace, object_id.key, name, seconds, hashed, methods)

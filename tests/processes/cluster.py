@@ -20,8 +20,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,8 @@ CONNECT_S = 2.0
 LOG_LINES_SHOWN = 40
 
 
-class Child(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Child:
     """A process that the supervisor started, as its command line tells."""
 
     role: str
@@ -188,8 +190,7 @@ class Cluster:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         self.supervisor.wait(DEADLINE_S)
-        for pid in pids:
-            self.wait_until(f"process {pid} is gone", lambda pid=pid: not is_running(pid))
+        self.wait_until("all of them are gone", lambda: not any(map(is_running, pids)))
 
     def wait_until(self, what: str, condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
         """The first true value of `condition`; fails, naming `what`, after `deadline_s`."""

@@ -100,26 +100,15 @@ class HostCell:
         host, resident = self._host, self._resident
         host.commit_point(resident)
         future: asyncio.Future[Any] = host.loop.create_future()
-        timeout_s = target.timeout_s
         chain: list[list[Any]] = [[resident.key, resident.label]]
         if resident.turn is not None:
             _, _, _, deadline, outer = resident.turn
             chain = [*(outer or []), *chain]
-            timeout_s = max(_TIMEOUT_MIN_S, min(timeout_s, deadline - host.clock()))
+            left_s = max(_TIMEOUT_MIN_S, deadline - host.clock())
+            target = target._replace(timeout_s=min(target.timeout_s, left_s))
 
         def issue(*_: Any) -> None:
-            host.caller.call(
-                target.namespace,
-                target.object_id,
-                target.name,
-                method,
-                args,
-                kwargs,
-                timeout_s=timeout_s,
-                answer=future,
-                spec=spec,
-                chain=chain,
-            )
+            host.caller.call(target, method, args, kwargs, spec, future, chain)
 
         # It leaves when everything that the turn wrote before it is durable.
         host.gate.hold(resident.ticket, (issue, None, None, None))
