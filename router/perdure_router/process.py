@@ -8,7 +8,6 @@ serves again as soon as it is bound and has the slot map (well below a second).
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import functools
 import logging
 import os
@@ -19,7 +18,7 @@ from typing import Any, Final
 import uvloop
 import zmq
 
-from perdure import codec, logs
+from perdure import codec, lifeline, logs
 from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer, open_router
 from perdure.errors import InvalidArgument
 from perdure.limits import Limits
@@ -50,7 +49,6 @@ _LAST_MESSAGES_MAX: Final = 20_000
 """What may still wait to be read from a dead worker: twice ZeroMQ's own bound of a pipe."""
 _DESCRIPTORS_WARN: Final = 0.8
 """An ipc listener aborts its process at the limit of descriptors (RELIABILITY rule 9): say so before."""
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class RouterProcess:
@@ -300,13 +298,6 @@ class RouterProcess:
         return sum([channel.messages_received for channel in (self._front, *self._doors.values())])
 
 
-def _end_with_parent(parent: int) -> None:
-    """The kernel kills this process when the supervisor ends; `SystemExit` when it has ended already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        raise SystemExit(f"the supervisor (process {parent}) has ended")
-
-
 def _raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -331,7 +322,7 @@ def main(arguments: list[str]) -> int:
         raise SystemExit(str(error)) from None
     # Ctrl+C reaches the whole process group; the supervisor orders who stops when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent(config.parent)
+    lifeline.end_with(config.parent)
     logs.setup("router", log_json=config.log_json, level=config.log_level)
     _raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -1,8 +1,9 @@
 """Calls in flight: the pure core of every caller (clients, and workers that call other objects).
 
 Guarantees that each call ends exactly once: with a result, the method's exception, `NotExecuted`, or
-`OutcomeUnknown`, at the latest `answer_grace_s` after its deadline.  What surely did not run (a dead
-or moving worker, a stale slot map) is sent again until the deadline without the caller noticing.
+`OutcomeUnknown`.  What was not sent ends at its deadline, what was sent at the latest `answer_grace_s`
+after it, both within 50 ms.  What surely did not run (a dead or moving worker, a stale slot map) is sent
+again until the deadline without the caller noticing.
 
 Calls of one loop tick leave as one message per worker: one message per call carries 30,000 durable
 calls a second, tick-coalesced batches 160,000 and more (DESIGN §2).  No sockets, no loop and no clock
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from perdure import codec, protocol
+from perdure.answers import read_refused, read_replies, read_stale
+from perdure.codec import BadMessage
 from perdure.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -25,14 +28,14 @@ from perdure.errors import (
     PerdureError,
     ShardUnavailable,
     from_wire,
-    to_wire,
 )
 from perdure.limits import Limits
 from perdure.methods import Method
-from perdure.slotmap import SlotMap, slot_map_from_wire
+from perdure.pending import Answer, Pending, end
+from perdure.slotmap import SlotMap
 from perdure.stub import Target
 
-__all__ = ["Answer", "Caller", "Outgoing", "Pending"]
+__all__ = ["Caller", "Outgoing"]
 
 _LIMITS = Limits()
 # Deadlines are looked at this often; a call ends at most this much later than promised.
@@ -40,40 +43,10 @@ _WHEEL_TICKS_PER_S = 20
 _GRACE_S = _LIMITS.answer_grace_s
 _RETRY_FIRST_S = 0.02
 _RETRY_MAX_S = 0.5
+_RETRY_DOUBLINGS_MAX = 5  # 0.02 s * 2**5 is beyond _RETRY_MAX_S; without a bound the power overflows
+# A batch carries one time for all of its calls, so only calls of about the same time travel together.
+_STAMP_SLACK_S = 0.005
 _ID_FIELD, _TIMEOUT_FIELD = 2, 7  # positions of Item.object_id and Item.timeout_ms in a call's fields
-
-
-class Answer(Protocol):
-    """Where a call's outcome goes: asyncio's and concurrent.futures' Future both fit."""
-
-    def done(self) -> bool: ...
-    def set_result(self, result: Any, /) -> None: ...
-    def set_exception(self, exception: BaseException, /) -> None: ...
-
-
-class Pending:
-    """One call that has not ended."""
-
-    __slots__ = ("answer", "attempts", "deadline", "epoch", "fields", "item", "spec", "worker")
-
-    def __init__(
-        self,
-        fields: list[Any],
-        item: bytes,
-        worker: int,
-        deadline: float,
-        answer: Answer,
-        spec: Method | None,
-    ) -> None:
-        self.fields = fields
-        self.item = item
-        self.worker = worker
-        self.deadline = deadline
-        self.answer = answer
-        self.spec = spec
-        self.epoch = 0
-        """Epoch of the incarnation that it was sent to; 0 while nothing was sent."""
-        self.attempts = 0
 
 
 class Outgoing(Protocol):
@@ -99,6 +72,8 @@ class Caller:
         self.map: SlotMap | None = None
         self.pending: dict[int, Pending] = {}
         self.late_replies = 0
+        self.same_clock = True
+        """Whether the workers' monotonic clock is this one; if not, batches carry no time."""
         self._prefix = codec.encode(client_id)
         self._pack = codec.make_packer()
         self._clock = clock
@@ -110,10 +85,15 @@ class Caller:
         self._queues: dict[int, list[Pending]] = {}
         self._queued_bytes = 0
         self._flush_wanted = False
-        self._wheel: dict[int, list[int]] = {}
+        self._wheel: dict[int, list[tuple[int, int]]] = {}
+        """Deadline in wheel ticks -> first and last sequence of each run of calls with that deadline.
+
+        Runs, because an entry stays until the deadline, also when its call has long ended: a number for
+        each call would be 200 MB at 180,000 calls a second.
+        """
         self._bucket = -1
-        self._row: list[int] = []
-        """The wheel's row of `_bucket`, where the last call's deadline went: the next one's goes there too."""
+        self._first = 0
+        """The run that the next call with the same deadline belongs to."""
         self._wheel_done = int(clock() * _WHEEL_TICKS_PER_S)
         self._delayed: list[tuple[float, int]] = []
 
@@ -156,20 +136,18 @@ class Caller:
             if self._queued_bytes + len(item) > _LIMITS.message_bytes_max:
                 self._check_size(item)
         except PerdureError as error:
-            answer.set_exception(error)
+            end(answer, error)
             return
         except Exception:
-            answer.set_exception(self._unencodable(fields))
+            end(answer, self._unencodable(fields))
             return
-        deadline = self._clock() + timeout_s
-        pending = self.pending[sequence] = Pending(fields, item, worker, deadline, answer, spec)
-        bucket = int((deadline + _GRACE_S) * _WHEEL_TICKS_PER_S) + 1
-        if bucket == self._bucket:
-            self._row.append(sequence)
-        else:
-            self._bucket = bucket
-            self._row = self._wheel.setdefault(bucket, [])
-            self._row.append(sequence)
+        now = self._clock()
+        deadline = now + timeout_s
+        pending = self.pending[sequence] = Pending(fields, item, worker, now, deadline, answer, spec)
+        bucket = int(deadline * _WHEEL_TICKS_PER_S)
+        if bucket != self._bucket:
+            self._end_run(sequence - 1)
+            self._bucket, self._first = bucket, sequence
         self._queued_bytes += len(item)
         queue = self._queues.get(worker)
         if queue is None:
@@ -179,6 +157,11 @@ class Caller:
         if not self._flush_wanted:
             self._flush_wanted = True
             self._want_flush()
+
+    def _end_run(self, last: int) -> None:
+        if self._bucket >= 0:
+            self._wheel.setdefault(self._bucket, []).append((self._first, last))
+            self._bucket = -1
 
     def _enqueue(self, pending: Pending) -> None:
         self._queued_bytes += len(pending.item)
@@ -219,27 +202,33 @@ class Caller:
                 continue  # a new map will bring a flush
             epoch = slot_map.seats[worker].epoch
             sent = 0
-            for batch, size in self._batches(queue):
-                items = [pending.item for pending in batch]
-                body = b"".join((protocol.array_header(len(items) + 1), self._prefix, *items))
-                stamp = int(self._clock() * 1000)
-                header = protocol.header(protocol.BATCH, worker, slot_map.version, stamp)
-                if not send(worker, epoch, header, body):
-                    waiting = True
-                    break
-                for pending in batch:
-                    pending.epoch = epoch
-                sent += len(batch)
-                self._queued_bytes -= size
-            if sent == len(queue):
-                del self._queues[worker]
-            else:
-                del queue[:sent]
+            try:
+                for batch, size in self._batches(queue):
+                    items = [pending.item for pending in batch]
+                    body = b"".join((protocol.array_header(len(items) + 1), self._prefix, *items))
+                    stamp = int(batch[0].encoded_at * 1000) if self.same_clock else 0
+                    header = protocol.header(protocol.BATCH, worker, slot_map.version, stamp)
+                    if not send(worker, epoch, header, body):
+                        waiting = True
+                        break
+                    for pending in batch:
+                        pending.epoch = epoch
+                    sent += len(batch)
+                    self._queued_bytes -= size
+            finally:  # what was sent is never sent twice, even when `send` raises
+                if sent == len(queue):
+                    del self._queues[worker]
+                else:
+                    del queue[:sent]
         return waiting
 
     def _batches(self, queue: list[Pending]) -> Iterator[tuple[list[Pending], int]]:
         size = sum([len(pending.item) for pending in queue])
-        if size <= _LIMITS.batch_bytes_max and len(queue) < _LIMITS.batch_calls_max:
+        if (
+            size <= _LIMITS.batch_bytes_max
+            and len(queue) < _LIMITS.batch_calls_max
+            and queue[-1].encoded_at - queue[0].encoded_at <= _STAMP_SLACK_S
+        ):
             yield queue[:], size
             return
         batch: list[Pending] = []
@@ -248,6 +237,7 @@ class Caller:
             if batch and (
                 size + len(pending.item) > _LIMITS.batch_bytes_max
                 or len(batch) >= _LIMITS.batch_calls_max - 1
+                or pending.encoded_at - batch[0].encoded_at > _STAMP_SLACK_S
             ):
                 yield batch, size
                 batch, size = [], 0
@@ -258,84 +248,76 @@ class Caller:
     # --- what comes back
 
     def on_replies(self, epoch: int, body: bytes) -> None:
-        """REPLIES of a worker's incarnation; what is of an older one is dropped."""
-        try:
-            replies = codec.decode(body)
-        except InvalidArgument:
-            replies = self._decode_singly(body)
+        """REPLIES of a worker's incarnation; what is of an older one is dropped.  Raises `BadMessage`."""
+        replies = read_replies(body)
         pending_calls = self.pending
-        for sequence, status, payload in replies:
-            pending = pending_calls.get(sequence)
-            if pending is None or pending.epoch != epoch:
-                self.late_replies += 1
-                continue
-            if status == protocol.STATUS_RESULT:
-                del pending_calls[sequence]
-                answer = pending.answer
-                if not answer.done():
-                    spec = pending.spec
-                    if spec is None or type(payload) is spec.result_exact:
-                        answer.set_result(payload)
-                    else:
-                        self._load_result(answer, spec, payload)
-            elif status == protocol.STATUS_RAISED:
-                self._fail(sequence, self._load_exception(payload))
-            else:
-                self._on_error(sequence, pending, from_wire(*payload))
-
-    def _decode_singly(self, body: bytes) -> list[list[Any]]:
-        replies: list[list[Any]] = []
-        for part in codec.split_array(body):
-            try:
-                replies.append(codec.decode(part))
-            except InvalidArgument as error:
-                sequence = codec.decode(codec.split_array(part)[0])
-                unknown = OutcomeUnknown(f"the result cannot be read here: {error}")
-                replies.append([sequence, protocol.STATUS_ERROR, to_wire(unknown)])
-        return replies
+        try:
+            for sequence, status, payload in replies:
+                pending = pending_calls.get(sequence)
+                if pending is None or pending.epoch != epoch:
+                    self.late_replies += 1
+                    continue
+                if status == protocol.STATUS_RESULT:
+                    del pending_calls[sequence]
+                    answer = pending.answer
+                    if not answer.done():
+                        spec = pending.spec
+                        if spec is None or type(payload) is spec.result_exact:
+                            answer.set_result(payload)
+                        else:
+                            self._load_result(answer, spec, payload)
+                elif status == protocol.STATUS_RAISED:
+                    self._fail(pending, self._load_exception(payload))
+                else:
+                    self._on_error(pending, from_wire(*payload))
+        except (TypeError, ValueError) as error:
+            raise BadMessage(f"a worker sent what are no replies: {error}") from error
 
     def _load_result(self, answer: Answer, spec: Method, payload: Any) -> None:
         try:
             result = spec.load_result(payload)
-        except TypeError as error:  # the class here and the class there differ: the caller must learn it
+        except Exception as error:  # the classes here and there differ, or a user's validator raised
             answer.set_exception(error)
         else:
             answer.set_result(result)
 
-    def _on_error(self, sequence: int, pending: Pending, error: PerdureError) -> None:
+    def _on_error(self, pending: Pending, error: PerdureError) -> None:
         if isinstance(error, ShardUnavailable):
-            self._retry_later(sequence, pending)
+            self._retry_later(pending)
         else:
-            self._fail(sequence, error)
+            self._fail(pending, error)
 
     def on_stale(self, body: bytes) -> None:
-        """STALE: a batch came back unexecuted, perhaps with a newer map; its calls are sent again."""
-        wire_map, batch = codec.decode(body)
-        news = False
-        if wire_map is not None:
-            news = self.on_map(slot_map_from_wire(wire_map))
-        for sequence in self._sequences(batch):
-            pending = self.pending.get(sequence)
-            if pending is None:
-                continue
-            if news:
+        """STALE: a batch came back unexecuted, perhaps with a newer map; its calls are sent again.
+
+        Raises `InvalidArgument` for what is no such message.
+        """
+        slot_map, sequences = read_stale(body)
+        calls = self._in_flight(sequences)
+        news = same = False
+        if slot_map is not None:
+            news = self.on_map(slot_map)
+            same = self.map is not None and self.map.version == slot_map.version
+        for pending in calls:
+            # A map that is here already was sent after the batch: no need to wait, once.
+            if news or (same and not pending.attempts):
+                pending.attempts += 1
                 self._send_again(pending)
             else:
-                self._retry_later(sequence, pending)
+                self._retry_later(pending)
         if not news:
             self._want_map()
 
     def on_refused(self, body: bytes) -> None:
-        """REFUSED: the receiver did not take a batch; its calls did not run."""
-        code, text, facts, batch = [*codec.decode(body), None][:4]
-        error = from_wire(code, text, facts)
-        for sequence in self._sequences(batch) if batch is not None else []:
-            pending = self.pending.get(sequence)
-            if pending is not None:
-                self._on_error(sequence, pending, error)
+        """REFUSED: the receiver did not take a batch; its calls did not run.  Raises `BadMessage`."""
+        error, sequences = read_refused(body)
+        for pending in self._in_flight(sequences):
+            self._on_error(pending, error)
 
-    def _sequences(self, batch: bytes) -> list[int]:
-        return [codec.decode(codec.split_array(item)[0]) for item in codec.split_array(batch)[1:]]
+    def _in_flight(self, sequences: list[int]) -> list[Pending]:
+        """The calls of a batch that came back, but for those that have ended or wait here already."""
+        calls = [self.pending.get(sequence) for sequence in sequences]
+        return [pending for pending in calls if pending is not None and pending.epoch]
 
     def on_map(self, slot_map: SlotMap) -> bool:
         """A slot map came; calls on dead incarnations end now, waiting ones move.  False if it is old."""
@@ -347,47 +329,65 @@ class Caller:
         dead = {(p.worker, p.epoch) for p in self.pending.values() if p.epoch} - live
         for worker, epoch in dead:
             self.on_death(worker, epoch)
-        waiting = [pending for queue in self._queues.values() for pending in queue]
+        # In the order of their times, which `_batches` relies on; calls to one object keep their order.
+        waiting = sorted(
+            [pending for queue in self._queues.values() for pending in queue], key=lambda p: p.encoded_at
+        )
         self._queues.clear()
         self._queued_bytes = 0
         for pending in waiting:
-            self._send_again(pending)
+            self._place(pending)
         return True
 
     def on_death(self, worker: int, epoch: int) -> None:
         """An incarnation is gone: what was sent to it may or may not have happened."""
-        lost = [s for s, p in self.pending.items() if p.epoch == epoch and p.worker == worker]
+        lost = [p for p in self.pending.values() if p.epoch == epoch and p.worker == worker]
         self._lose(lost, f"worker {worker} died")
 
     def on_router_lost(self) -> None:
         """The router that carried all calls is gone, and their answers with it."""
-        self._lose([s for s, p in self.pending.items() if p.epoch], "the router died")
+        self._lose([p for p in self.pending.values() if p.epoch], "the router died")
 
-    def _lose(self, sequences: list[int], why: str) -> None:
-        for sequence in sequences:
-            self._fail(
-                sequence, OutcomeUnknown(f"{why} while it had this call; it may or may not have taken effect")
-            )
+    def _lose(self, lost: list[Pending], why: str) -> None:
+        text = f"{why} while it had this call; it may or may not have taken effect"
+        for pending in lost:
+            self._fail(pending, OutcomeUnknown(text))
 
     # --- sending again
 
     def _send_again(self, pending: Pending) -> None:
-        left = pending.deadline - self._clock()
-        if left <= 0:
-            return  # the wheel ends it
         pending.epoch = 0
-        pending.fields[_TIMEOUT_FIELD] = max(1, int(left * 1000))
-        pending.item = self._pack(pending.fields)
+        now = self._clock()
+        left = pending.deadline - now
+        if left <= 0:
+            self._expire(pending)
+            return
+        # The encoded call with another number in it: the caller may have changed the arguments since.
+        parts = codec.split_array(pending.item)
+        parts[_TIMEOUT_FIELD] = self._pack(max(1, int(left * 1000)))
+        pending.item = b"".join((protocol.array_header(len(parts)), *parts))
+        pending.encoded_at = now
+        self._place(pending)
+
+    def _place(self, pending: Pending) -> None:
+        if pending.answer.done():  # cancelled before it was sent: nobody waits for it
+            self.pending.pop(pending.sequence, None)
+            return
         object_id = pending.fields[_ID_FIELD]
         if self.map is not None and object_id:
             pending.worker = self.map.worker_of(object_id)
         self._enqueue(pending)
 
-    def _retry_later(self, sequence: int, pending: Pending) -> None:
+    def _retry_later(self, pending: Pending) -> None:
         pending.epoch = 0
-        pause = min(_RETRY_MAX_S, _RETRY_FIRST_S * 2**pending.attempts) * (0.5 + self._random.random())
+        doublings = min(pending.attempts, _RETRY_DOUBLINGS_MAX)
         pending.attempts += 1
-        self._delayed.append((self._clock() + pause, sequence))
+        pause = min(_RETRY_MAX_S, _RETRY_FIRST_S * 2**doublings) * (0.5 + self._random.random())
+        now = self._clock()
+        if now < pending.deadline:
+            self._delayed.append((now + pause, pending.sequence))
+        else:
+            self._expire(pending)
 
     # --- time
 
@@ -402,16 +402,39 @@ class Caller:
                 if pending is not None:
                     self._send_again(pending)
         current = int(now * _WHEEL_TICKS_PER_S)
+        unsent: set[int] = set()
         for bucket in range(self._wheel_done, current):
             if bucket == self._bucket:
-                self._bucket = -1
-            for sequence in self._wheel.pop(bucket, ()):
-                pending = self.pending.get(sequence)
-                if pending is not None:
-                    self._expire(sequence, pending)
+                self._end_run(self._sequence)
+            for first, last in self._wheel.pop(bucket, ()):
+                for sequence in range(first, last + 1):
+                    late = self.pending.get(sequence)
+                    if late is not None:
+                        self._end_late(late, now, unsent)
         self._wheel_done = max(self._wheel_done, current)
+        for worker in unsent:
+            self._drop_ended(worker)
 
-    def _expire(self, sequence: int, pending: Pending) -> None:
+    def _end_late(self, pending: Pending, now: float, unsent: set[int]) -> None:
+        """Ends a call at its deadline; when it was sent, `answer_grace_s` later."""
+        end_of_grace = pending.deadline + _GRACE_S
+        if pending.epoch and now < end_of_grace:
+            run = (pending.sequence, pending.sequence)
+            self._wheel.setdefault(int(end_of_grace * _WHEEL_TICKS_PER_S), []).append(run)
+            return
+        if not pending.epoch:
+            unsent.add(pending.worker)
+        self._expire(pending)
+
+    def _drop_ended(self, worker: int) -> None:
+        queue = self._queues.pop(worker, [])
+        kept = [pending for pending in queue if pending.sequence in self.pending]
+        self._queued_bytes -= sum([len(pending.item) for pending in queue])
+        self._queued_bytes += sum([len(pending.item) for pending in kept])
+        if kept:
+            self._queues[worker] = kept
+
+    def _expire(self, pending: Pending) -> None:
         if pending.epoch:
             error: PerdureError = OutcomeUnknown(
                 "no answer came until the deadline; the call may or may not have taken effect"
@@ -422,29 +445,38 @@ class Caller:
             )
         else:
             error = DeadlineExceeded("the deadline passed before the call could be sent; nothing happened")
-        self._forget(pending)
-        self._fail(sequence, error)
+        self._fail(pending, error)
 
     def _seated(self, worker: int) -> bool:
         seats = self.map.seats if self.map is not None else ()
         return worker < len(seats) and bool(seats[worker].endpoint)
 
-    def _forget(self, pending: Pending) -> None:
-        queue = self._queues.get(pending.worker)
-        if queue is not None and pending in queue:
-            queue.remove(pending)
-            self._queued_bytes -= len(pending.item)
-
     def close(self) -> None:
-        """Ends every call: sent ones with `OutcomeUnknown`, the others with `ShardUnavailable`."""
-        for sequence, pending in list(self.pending.items()):
-            if pending.epoch:
-                self._fail(sequence, OutcomeUnknown("this client was closed before the answer came"))
-            else:
-                self._fail(sequence, ShardUnavailable("this client was closed before the call was sent"))
-        self._queues.clear()
+        """Ends every call: sent ones with `OutcomeUnknown`, the others with `ShardUnavailable`.
 
-    def _fail(self, sequence: int, error: BaseException) -> None:
-        pending = self.pending.pop(sequence, None)
-        if pending is not None and not pending.answer.done():
-            pending.answer.set_exception(error)
+        Calls that are made afterwards end with `ShardUnavailable` too.
+        """
+        self._pack = self._refuse
+        for pending in self.pending.values():
+            answer = pending.answer
+            if answer.done():
+                continue
+            if pending.epoch:
+                answer.set_exception(OutcomeUnknown("this client was closed before the answer came"))
+            else:
+                answer.set_exception(ShardUnavailable("this client was closed before the call was sent"))
+            # Seen: nobody may want the outcome, and asyncio reports errors that nobody looked at.
+            answer.exception()
+        self.pending.clear()
+        self._queues.clear()
+        self._queued_bytes = 0
+        self._wheel.clear()
+        self._bucket = -1
+        self._delayed.clear()
+
+    def _refuse(self, _: object) -> NoReturn:
+        raise ShardUnavailable("this client is closed; connect again for further calls")
+
+    def _fail(self, pending: Pending, error: BaseException) -> None:
+        if self.pending.pop(pending.sequence, None) is not None:
+            end(pending.answer, error)

@@ -65,6 +65,10 @@ class Channel:
 
     def send(self, frames: Sequence[bytes]) -> None:
         """Sends or raises `WouldBlock` / `PeerGone`; never blocks, never drops silently."""
+        # A send may swallow the descriptor's edge for messages that came meanwhile, also when it fails:
+        # look once a tick.
+        if not self._scheduled:
+            self._schedule()
         send = self._send
         try:
             for frame in frames[:-1]:
@@ -73,12 +77,9 @@ class Channel:
         except zmq.Again:
             raise WouldBlock("the pipe to this peer is full") from None
         except zmq.ZMQError as error:
-            if error.errno == zmq.EHOSTUNREACH:
+            if error.errno in (zmq.EHOSTUNREACH, zmq.ENOTSOCK):
                 raise PeerGone("the peer's connection is closed") from None
             raise
-        # A send may swallow the descriptor's edge for messages that came meanwhile: look once a tick.
-        if not self._scheduled:
-            self._schedule()
 
     def close(self, linger_ms: int = 0) -> None:
         """Stops reading and closes the socket; messages not yet sent get `linger_ms`."""
@@ -145,8 +146,12 @@ def open_router(context: zmq.Context[zmq.Socket[bytes]], endpoints: Sequence[str
     _common(socket)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.BACKLOG, _BACKLOG_CONNECTIONS)
-    for endpoint in endpoints:
-        socket.bind(endpoint)
+    try:
+        for endpoint in endpoints:
+            socket.bind(endpoint)
+    except zmq.ZMQError:
+        socket.close()  # one that is left open lets the context's end wait for ever
+        raise
     return socket
 
 
@@ -158,7 +163,11 @@ def open_dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.S
     socket.setsockopt(zmq.IMMEDIATE, 1)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
-    socket.connect(endpoint)
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError:
+        socket.close()
+        raise
     return socket
 
 

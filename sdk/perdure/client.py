@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar, overload
 import zmq
 
 from perdure import codec, ids, protocol
-from perdure.calls import Answer, Caller
+from perdure.calls import Caller
 from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer, watch_disconnect
 from perdure.errors import InvalidArgument, PerdureError, ShardUnavailable
 from perdure.ids import ObjectId
@@ -29,7 +29,8 @@ from perdure.listing import Listing, merge_listings, next_cursor
 from perdure.locate import boot_id, default_url
 from perdure.methods import Method, callable_methods
 from perdure.object import DurableObject, namespace_of
-from perdure.remote_errors import load_exception
+from perdure.pending import Answer
+from perdure.remote_errors import ExceptionLoader
 from perdure.slotmap import SlotMap, slot_map_from_wire
 from perdure.stub import Call, Stub, Target, make_target
 
@@ -88,7 +89,7 @@ class Client:
             secrets.token_bytes(16),
             clock=time.monotonic,
             random_source=random.Random(),  # noqa: S311 - jitter of retries, not a secret
-            load_exception=load_exception,
+            load_exception=ExceptionLoader().load,
             want_flush=self._flush_soon,
             want_map=self._hello,
         )

@@ -21,6 +21,7 @@ closed list of those that may.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 __all__ = [
@@ -151,6 +152,11 @@ class RemoteError(PerdureError):
         self.object_id = object_id
         self.causes = causes or []
         self.traceback = traceback
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies, and pools of processes, rebuild an exception from its message alone otherwise.
+        rebuild = partial(type(self), type_name=self.type_name, object_id=self.object_id)
+        return rebuild, (self.message,), self.__dict__
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.message} (raised in {self.object_id})"

@@ -47,9 +47,10 @@ class ObjectId:
 
 
 def check_name(name: object) -> str:
-    """`name` when it can name an object; `InvalidArgument` says what is wrong with it otherwise."""
+    """`name` as a plain str when it can name an object; `InvalidArgument` says what is wrong otherwise."""
     if not isinstance(name, str):
         raise InvalidArgument(f"an object's name is a str, not {type(name).__name__}")
+    name = str.__str__(name)  # a member of a StrEnum would not travel as itself
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
@@ -68,7 +69,8 @@ def _bound(namespace: str, head: bytes) -> bytes:
 
 def id_from_name(namespace: str, name: str) -> ObjectId:
     """The id of the object called `name`: the same for everybody, for ever.  Raises `InvalidArgument`."""
-    head = blake2b(check_name(name).encode(), digest_size=_HALF, key=namespace.encode()[:64]).digest()
+    name = check_name(name)
+    head = blake2b(name.encode(), digest_size=_HALF, key=namespace.encode()[:64]).digest()
     return ObjectId(_bound(namespace, head), name)
 
 

@@ -72,7 +72,10 @@ class DoorLinks:
             self._links.pop(address).close()
         for address, endpoint in wanted.items():
             if address not in self._links:
-                self._links[address] = self._open(address, endpoint)
+                try:
+                    self._links[address] = self._open(address, endpoint)
+                except zmq.ZMQError as error:  # say no more descriptors; the next call tries again
+                    log.warning("no link to the door %s: %s", endpoint, error)
 
     def send(self, worker: int, epoch: int, header: bytes, body: bytes) -> bool:
         """Whether the message left; if not, the link is not ready (yet, or any more)."""
@@ -93,9 +96,14 @@ class DoorLinks:
 
     def _open(self, address: tuple[int, int], endpoint: str) -> _Link:
         socket = open_dealer(self._context, endpoint)
+        try:
+            monitor = watch_disconnect(self._loop, socket, lambda: self._disconnected(address))
+        except zmq.ZMQError:
+            socket.close()
+            raise
         return _Link(
             Channel(self._loop, socket, lambda frames: self._receive(address, frames), self._on_drained),
-            watch_disconnect(self._loop, socket, lambda: self._disconnected(address)),
+            monitor,
         )
 
     def _receive(self, address: tuple[int, int], frames: list[bytes]) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar, overload
 
+from perdure.errors import InvalidArgument
 from perdure.ids import ObjectId
 from perdure.limits import Limits
 
@@ -20,6 +21,10 @@ T = TypeVar("T")
 _Keys = Iterable[str]
 _KeyList = list[str]
 _NAMESPACE = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*", re.ASCII)
+_NAMESPACE_CHARS_MAX = Limits().namespace_chars_max
+_NAMESPACE_RULE = (
+    f"1 to {_NAMESPACE_CHARS_MAX} ASCII letters, digits, '_', '-' or '.', starting with a letter or '_'"
+)
 
 
 class Storage(Protocol):
@@ -136,11 +141,8 @@ class DurableObject:
     def __init_subclass__(cls, *, namespace: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
         chosen = namespace if namespace is not None else cls.__name__
-        if not _NAMESPACE.fullmatch(chosen) or len(chosen) > Limits().namespace_chars_max:
-            raise TypeError(
-                f"{cls.__qualname__}: a namespace is 1 to {Limits().namespace_chars_max} ASCII letters, "
-                f"digits, '_', '-' or '.', not starting with a digit: {chosen!r}"
-            )
+        if not _is_namespace(chosen):
+            raise TypeError(f"{cls.__qualname__}: a namespace is {_NAMESPACE_RULE}: {chosen!r}")
         cls._perdure_namespace = chosen
 
     @property
@@ -172,10 +174,19 @@ class DurableObject:
             ) from None
 
 
+def _is_namespace(name: str) -> bool:
+    return len(name) <= _NAMESPACE_CHARS_MAX and _NAMESPACE.fullmatch(name) is not None
+
+
 def namespace_of(cls: type | str) -> str:
-    """The namespace of a class, or the name itself; raises `TypeError` for anything else."""
+    """The namespace of a class, or the name itself.
+
+    Raises `InvalidArgument` for what cannot be a namespace's name, `TypeError` for what is no name.
+    """
     if isinstance(cls, str):
-        return cls
+        if not _is_namespace(cls):
+            raise InvalidArgument(f"a namespace is {_NAMESPACE_RULE}: {cls!r:.80}")
+        return str.__str__(cls)
     if isinstance(cls, type) and issubclass(cls, DurableObject) and cls is not DurableObject:
         return cls._perdure_namespace
     raise TypeError(f"a DurableObject class or a namespace's name is needed, not {cls!r}")

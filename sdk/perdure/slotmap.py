@@ -15,6 +15,8 @@ from perdure.errors import InvalidArgument
 __all__ = ["Seat", "SlotMap", "contiguous_ranges", "slot_map_from_wire"]
 
 _WORKERS_MAX = 1_024
+_SLOTS_MAX = 1 << 16
+_NUMBER_MAX = (1 << 32) - 1  # what a header's number holds: versions and epochs
 
 
 def contiguous_ranges(slots: int, workers: int) -> list[range]:
@@ -49,14 +51,17 @@ class SlotMap:
     """Worker index of each slot."""
 
     def __post_init__(self) -> None:
-        owners = [-1] * sum(len(slots) for slots in self.ranges)
+        slot_count = sum(slots.stop - slots.start for slots in self.ranges)
+        if not 1 <= slot_count <= _SLOTS_MAX or not 1 <= len(self.seats) == len(self.ranges) <= _WORKERS_MAX:
+            raise InvalidArgument("a slot map needs slots, and a seat for each worker, within their limits")
+        if not all(0 <= number <= _NUMBER_MAX for number in (self.version, *(s.epoch for s in self.seats))):
+            raise InvalidArgument(f"versions and epochs are 0 to {_NUMBER_MAX}")
+        owners = [-1] * slot_count
         for worker, slots in enumerate(self.ranges):
             for slot in slots:
                 if not 0 <= slot < len(owners) or owners[slot] != -1:
                     raise InvalidArgument(f"slot {slot} of worker {worker} is out of place in the slot map")
                 owners[slot] = worker
-        if not owners or len(self.seats) != len(self.ranges):
-            raise InvalidArgument("a slot map needs slots, and a seat for each worker")
         object.__setattr__(self, "owners", tuple(owners))
 
     def worker_of(self, object_id: bytes) -> int:
@@ -85,15 +90,19 @@ def slot_map_from_wire(data: object) -> SlotMap:
     if not isinstance(data, dict):
         raise InvalidArgument("a slot map is a map")
     try:
+        version, boot = data["version"], data.get("boot", "")
+        if type(version) is not int or type(boot) is not str:
+            raise ValueError("the version is an int and the boot id a str")
         ranges = tuple(range(start, stop) for start, stop in _pairs(data["ranges"], int, int))
         seats = tuple(Seat(epoch, endpoint) for epoch, endpoint in _pairs(data["workers"], int, str))
-        return SlotMap(int(data["version"]), ranges, seats, str(data.get("boot", "")))
-    except (KeyError, TypeError, ValueError) as error:
+        return SlotMap(version, ranges, seats, boot)
+    except (LookupError, TypeError, ValueError) as error:
         raise InvalidArgument(f"not a slot map: {error}") from None
 
 
 def _pairs(rows: Sequence[Any], first: type, second: type) -> list[tuple[Any, Any]]:
+    # More elements than two are of a newer peer.
     pairs = [(row[0], row[1]) for row in rows]
-    if not all(isinstance(a, first) and isinstance(b, second) for a, b in pairs):
+    if not all(type(a) is first and type(b) is second for a, b in pairs):
         raise ValueError("a pair of the wrong types")
     return pairs

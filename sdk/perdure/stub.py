@@ -7,7 +7,7 @@ order in which it was made, not in the order in which it is awaited.
 from __future__ import annotations
 
 from collections.abc import Coroutine, Generator, Mapping
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 from perdure.codec import SCALARS, check_value
 from perdure.errors import InvalidArgument, PerdureError
@@ -73,6 +73,8 @@ class Call(Coroutine[Any, Any, T], Generic[T]):
 
     def throw(self, *error: Any) -> Any:
         """Raises inside the waiting, for a Task that is cancelled."""
+        if self._iterator is None:  # cancelled before it began: nobody will look at the outcome
+            self._future.cancel()
         return self._steps().throw(*error)
 
     def close(self) -> None:
@@ -119,9 +121,14 @@ class RemoteMethod:
 class Stub:
     """Speaks for one object; its public attributes are the object's methods."""
 
+    _perdure_target: Target
+    _perdure_sender: Sender
+
     def __init__(self, target: Target, sender: Sender) -> None:
-        self._perdure_target = target
-        self._perdure_sender = sender
+        self.__dict__.update(_perdure_target=target, _perdure_sender=sender)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{name!r} cannot be set through a stub: only the object's methods change it")
 
     def __getattr__(self, name: str) -> RemoteMethod:
         if name.startswith("_"):
@@ -141,7 +148,7 @@ def make_target(
 ) -> Target:
     """The target of a stub; raises `InvalidArgument` for a bad name, id or timeout."""
     seconds = _LIMITS.call_timeout_s if timeout is None else timeout
-    if not 0 < seconds <= _LIMITS.call_timeout_max_s:
+    if not isinstance(seconds, int | float) or not 0 < seconds <= _LIMITS.call_timeout_max_s:
         raise InvalidArgument(
             f"a timeout is more than 0 and at most {_LIMITS.call_timeout_max_s:g} s, not {timeout!r}"
         )

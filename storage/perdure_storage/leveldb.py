@@ -27,6 +27,8 @@ WRITE_BUFFER_BYTES: Final = 4 << 20
 
 A memtable that outgrows the CPU's cache is slow: 512 small synced puts took 0.42 ms with 4 MiB, 0.74 with 16.
 """
+COMPRESSION: Final = None
+"""Objects' rows are small; without Snappy in the background thread the bare pipeline was 8 % faster."""
 CACHE_BYTES: Final = 32 << 20
 """Uncompressed blocks kept in memory; LevelDB's 8 MiB suit a smaller machine."""
 BLOOM_FILTER_BITS: Final = 10
@@ -170,6 +172,7 @@ class LevelDBEngine(_Reader):
             write_buffer_size=write_buffer_bytes,
             lru_cache_size=cache_bytes,
             bloom_filter_bits=BLOOM_FILTER_BITS,
+            compression=COMPRESSION,
         )
         super().__init__(self._db)
         self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
