@@ -28,7 +28,7 @@ _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _RCVMORE = int(zmq.RCVMORE)
 # Pipes are bounded by bytes above ZeroMQ; its own bound counts messages and only stops runaways.
-_HIGH_WATER_MESSAGES = 10_000
+_HIGH_WATER_MESSAGES = 1_000
 
 
 class WouldBlock(PerdureError):

@@ -285,6 +285,8 @@ class Client:
     def _on_front_lost(self) -> None:
         if not self._direct:
             self._loop.call_later(LAST_REPLIES_S, self._caller.on_router_lost)
+        # Whatever answers there from now on is a successor of the router that said GOODBYE.
+        self._front_closing = False
 
     # --- sending
 

@@ -41,6 +41,7 @@ class Peers:
         self._epoch = epoch
         self._peers: OrderedDict[tuple[bytes, bytes | None, bool], Peer] = OrderedDict()
         self._header = protocol.header(protocol.REPLIES, worker, epoch)
+        self._bundle_header = protocol.header(protocol.BUNDLE, worker, epoch)
         self.dirty: list[Peer] = []
         """Peers with replies that may leave."""
 
@@ -67,17 +68,23 @@ class Peers:
         return {identity for identity, _, _ in self._peers}
 
     def take_messages(self, pack: Callable[[list[bytes]], bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:
-        """The tick's messages as (identity, header, body), one per direct peer and one per router."""
+        """The tick's messages as (identity, header, body), cut at about `batch_bytes_max`."""
         dirty, self.dirty = self.dirty, []
         bundles: dict[bytes, list[bytes]] = {}
+        sizes: dict[bytes, int] = {}
         for peer in dirty:
+            identity = peer.identity
             for header, body in self._bodies(peer):
                 if peer.origin is None:
-                    yield peer.identity, header, body
-                else:
-                    bundles.setdefault(peer.identity, []).extend((peer.origin, header, body))
+                    yield identity, header, body
+                    continue
+                if sizes.get(identity, 0) + len(body) > _LIMITS.batch_bytes_max and identity in bundles:
+                    yield identity, self._bundle_header, pack(bundles.pop(identity))
+                    sizes[identity] = 0
+                sizes[identity] = sizes.get(identity, 0) + len(body)
+                bundles.setdefault(identity, []).extend((peer.origin, header, body))
         for identity, parts in bundles.items():
-            yield identity, protocol.header(protocol.BUNDLE, self._worker, self._epoch), pack(parts)
+            yield identity, self._bundle_header, pack(parts)
 
     def _bodies(self, peer: Peer) -> Iterator[tuple[bytes, bytes]]:
         replies, peer.replies = peer.replies, []
