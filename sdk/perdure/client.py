@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import zmq
 
@@ -26,7 +26,7 @@ from perdure.ids import ObjectId
 from perdure.limits import Limits
 from perdure.links import LAST_REPLIES_S, DoorLinks
 from perdure.listing import Listing, merge_listings, next_cursor
-from perdure.locate import boot_id, default_url
+from perdure.locate import boot_id, default_url, may_connect
 from perdure.methods import Method, callable_methods
 from perdure.object import DurableObject, namespace_of
 from perdure.pending import Answer
@@ -70,19 +70,23 @@ class Client:
         self._front: Channel
         self._front_monitor: Channel
         self._front_closing = False
-        """The router said GOODBYE: nothing goes to it until its successor sends a map."""
+        """The router said GOODBYE: it gets nothing more but pings, until its successor answers one."""
         self._links: DoorLinks
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._direct = False
+        self._boot = boot_id()
         self._ready: asyncio.Future[None]
-        self._timers: list[asyncio.TimerHandle] = []
+        self._timer: asyncio.TimerHandle | None = None
         self._again: asyncio.TimerHandle | None = None
+        self._hello_again: asyncio.TimerHandle | None = None
         self._ping_due = 0.0
         self._closed = False
 
     # --- life
 
     async def __aenter__(self) -> Self:
+        if self._context is not None:
+            raise RuntimeError("a client is entered once; connect() gives a new one")
         self._loop = loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
         self._caller = Caller(
@@ -95,7 +99,12 @@ class Client:
         )
         self._start, self._create_future = self._caller.call, loop.create_future
         self._context = zmq.Context()
-        socket = open_dealer(self._context, self.url)
+        try:
+            socket = open_dealer(self._context, self.url)
+        except zmq.ZMQError as error:
+            self._closed = True
+            self._context.term()
+            raise InvalidArgument(f"{self.url!r} is no address of a router: {error}") from None
         self._front = Channel(loop, socket, self._on_front, self._flush_waiting)
         self._front_monitor = watch_disconnect(loop, socket, self._on_front_lost)
         self._links = DoorLinks(
@@ -109,12 +118,21 @@ class Client:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._ready
-        except TimeoutError:
+        except BaseException as error:  # also when whoever connects is cancelled
             await self.close()
+            if not isinstance(error, TimeoutError):
+                raise
             raise ShardUnavailable(
                 f"no router answered at {self.url} within {self._timeout_s:g} s; is `perdure run` up?"
             ) from None
         return self
+
+    if not TYPE_CHECKING:  # type checkers would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if self.__dict__.get("_context") is None and name.startswith("_") and name[1:2] != "_":
+                raise RuntimeError("not connected yet: use `async with connect() as client`")
+            raise AttributeError(f"a client has no attribute {name!r}")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -126,7 +144,7 @@ class Client:
         if self._closed or self._context is None:
             return
         self._closed = True
-        for timer in (*self._timers, self._again):
+        for timer in (self._timer, self._again, self._hello_again):
             if timer is not None:
                 timer.cancel()
         self._caller.close()
@@ -134,7 +152,7 @@ class Client:
         self._front.socket.disable_monitor()
         self._front_monitor.close()
         self._front.close()
-        self._context.term()
+        self._context.destroy(linger=0)
 
     # --- what users call
 
@@ -175,19 +193,20 @@ class Client:
         return merge_listings(namespace_of(ns), rows, limit)
 
     async def stats(self) -> _Figures:
-        """Figures of each worker, in their order (see `Host.stats`): live objects, turns, waiting outputs ..."""
+        """Figures of each worker, in their order: live objects, turns, waiting outputs and more."""
         return await self.ask_workers("stats", [])
 
     async def ask_workers(self, method: str, args: _Args) -> _Args:
         """The answers of all workers, in their order, to one of the workers' own methods."""
         slot_map = self._caller.map
-        assert slot_map is not None
+        if slot_map is None:
+            raise ShardUnavailable("the slot map has not come yet")
         calls = []
         for worker in range(len(slot_map.seats)):
             answer = self._loop.create_future()
             self._caller.call_worker(worker, method, args, _LIMITS.call_timeout_s, answer)
             calls.append(answer)
-        return [await call for call in calls]
+        return list(await asyncio.gather(*calls))
 
     @property
     def slot_map(self) -> SlotMap | None:
@@ -246,6 +265,8 @@ class Client:
                 self._front_closing = True
             elif head.kind == protocol.MAP and len(frames) == 2:
                 self._on_map(slot_map_from_wire(codec.decode(frames[1])))
+            elif head.kind == protocol.PONG:
+                self._front_closing = False
             elif len(frames) == 2:
                 self._on_message(head.worker, head.number, head, frames[1])
         except (WouldBlock, PeerGone):
@@ -274,7 +295,10 @@ class Client:
         slot_map = self._caller.map
         if slot_map is None:
             return
-        self._direct = self._want_direct and bool(slot_map.boot) and slot_map.boot == boot_id()
+        here = bool(slot_map.boot) and slot_map.boot == self._boot
+        self._caller.same_clock = here
+        if here and self._want_direct and not self._direct:
+            self._direct = any(may_connect(seat.endpoint) for seat in slot_map.seats if seat.endpoint)
         if self._direct:
             self._links.follow(slot_map)
 
@@ -283,10 +307,13 @@ class Client:
         self._hello()
 
     def _on_front_lost(self) -> None:
-        if not self._direct:
-            self._loop.call_later(LAST_REPLIES_S, self._caller.on_router_lost)
+        self._loop.call_later(LAST_REPLIES_S, self._on_front_gone)
+
+    def _on_front_gone(self) -> None:
         # Whatever answers there from now on is a successor of the router that said GOODBYE.
         self._front_closing = False
+        if not self._direct:
+            self._caller.on_router_lost()
 
     # --- sending
 
@@ -323,11 +350,16 @@ class Client:
         try:
             self._front.send((protocol.header(protocol.HELLO), b""))
         except (WouldBlock, PeerGone):
-            if self._caller.map is None:  # connecting takes a millisecond; afterwards pings suffice
-                self._loop.call_later(_SEND_AGAIN_S, self._hello)
+            # Connecting takes a millisecond; afterwards pings suffice.
+            if self._caller.map is None and self._hello_again is None:
+                self._hello_again = self._loop.call_later(_SEND_AGAIN_S, self._try_hello_again)
+
+    def _try_hello_again(self) -> None:
+        self._hello_again = None
+        self._hello()
 
     def _tick(self) -> None:
-        self._timers = [self._loop.call_later(_TICK_S, self._tick)]
+        self._timer = self._loop.call_later(_TICK_S, self._tick)
         self._caller.tick()
         now = self._loop.time()
         if now >= self._ping_due:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -17,7 +17,7 @@ import uvloop
 
 from perdure import ids
 from perdure.client import Client, connect
-from perdure.errors import PerdureError
+from perdure.errors import OutcomeUnknown, PerdureError, ShardUnavailable
 from perdure.ids import ObjectId
 from perdure.limits import Limits
 from perdure.listing import Listing
@@ -46,16 +46,22 @@ class SyncClient:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="perdure-client", daemon=True)
-        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """None before the client is entered and after it is closed."""
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        """A call is handed to the loop while it is held: none can be left behind in a loop that ends."""
 
     def __enter__(self) -> Self:
+        if self._thread is not None:
+            raise RuntimeError("a client is entered once; connect_sync() gives a new one")
+        self._loop = loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=_serve, args=(loop,), name="perdure-client", daemon=True)
         self._thread.start()
         try:
             self._wait(self._client.__aenter__())
         except BaseException:
-            self._end_loop()
+            self.close()
             raise
         return self
 
@@ -66,10 +72,12 @@ class SyncClient:
 
     def close(self) -> None:
         """Ends all calls and the background thread.  A second call does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._wait(self._client.close())
-            self._end_loop()
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is not None and self._thread is not None:
+            asyncio.run_coroutine_threadsafe(self._client.close(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join()
 
     def get(self, cls: type | str, key: str | ObjectId, *, timeout: float | None = None) -> Any:
         """A stub of the object `key` of a class or namespace; see `Client.get`."""
@@ -115,8 +123,14 @@ class SyncClient:
         """See `perdure.stub.Sender`: waits for the result."""
         answer: Future[Any] = Future()
         issue: Callable[..., None] = self._client.issue
-        self._loop.call_soon_threadsafe(issue, target, method, args, kwargs, spec, answer)
-        return answer.result(target.timeout_s + _LIMITS.answer_grace_s + _MARGIN_S)
+        with self._lock:
+            self._running_loop().call_soon_threadsafe(issue, target, method, args, kwargs, spec, answer)
+        try:
+            return answer.result(target.timeout_s + _LIMITS.answer_grace_s + _MARGIN_S)
+        except TimeoutError:
+            if answer.done():  # the outcome itself
+                raise
+            raise OutcomeUnknown("the client's thread gave no answer; is the process overloaded?") from None
 
     def refuse(self, error: PerdureError) -> Any:
         """See `perdure.stub.Sender`."""
@@ -124,14 +138,33 @@ class SyncClient:
 
     # --- the thread
 
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._thread is None:
+            raise RuntimeError("not connected yet: use `with connect_sync() as client`")
+        if self._loop is None:
+            raise ShardUnavailable("this client is closed; connect again for further calls")
+        return self._loop
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        try:
+            with self._lock:
+                answer = asyncio.run_coroutine_threadsafe(work, self._running_loop())
+        except BaseException:
+            work.close()
+            raise
+        try:
+            return answer.result()
+        except CancelledError:
+            raise ShardUnavailable("this client was closed before the answer came") from None
 
-    def _end_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    """The client's thread."""
+    asyncio.set_event_loop(loop)
+    loop.run_forever()
+    # What other threads still wait for ends too, before the loop does.
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.close()

@@ -197,7 +197,9 @@ def test_objects_call_objects_on_other_workers_and_a_cycle_is_told_at_once(clien
     assert client.get("Counter", counter).get() == 5
 
 
-def test_what_a_turn_wrote_before_it_called_is_committed_even_when_it_raises_later(client: SyncClient) -> None:
+def test_what_a_turn_wrote_before_it_called_is_committed_even_when_it_raises_later(
+    client: SyncClient,
+) -> None:
     names = on_other_workers(client, "Caller", 2)
     first = client.get("Caller", names[0])
     with pytest.raises(RemoteError):

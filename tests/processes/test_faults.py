@@ -35,7 +35,18 @@ class Strace:
 
     def __init__(self, pid: int, inject: str, log: Path) -> None:
         self._process = subprocess.Popen(
-            ["strace", "-f", "-p", str(pid), "-e", "trace=fdatasync", "-e", f"inject={inject}", "-o", str(log)],
+            [
+                "strace",
+                "-f",
+                "-p",
+                str(pid),
+                "-e",
+                "trace=fdatasync",
+                "-e",
+                f"inject={inject}",
+                "-o",
+                str(log),
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -248,7 +259,9 @@ def test_writes_of_one_turn_commit_together_or_not_at_all_when_killed_at_any_ins
             for _ in range(5):
                 first = client.get("Twins", "t0", timeout=10)
                 turns = read(first.both)[0] + 5
-                cluster.wait_until("turns go on", lambda first=first, turns=turns: read(first.both)[0] > turns)
+                cluster.wait_until(
+                    "turns go on", lambda first=first, turns=turns: read(first.both)[0] > turns
+                )
                 cluster.kill(cluster.worker_pids[0])
                 for name in names:
                     left, right = read(client.get("Twins", name, timeout=10).both)

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.processes
 ZOO = Path(__file__).with_name("zoo.py")
 
 
-async def keep_calling(cluster: Cluster, *, direct: bool, stopped: asyncio.Event) -> tuple[int, list[BaseException]]:
+async def keep_calling(
+    cluster: Cluster, *, direct: bool, stopped: asyncio.Event
+) -> tuple[int, list[BaseException]]:
     """Calls of 50 callers until the cluster is gone: how many were answered, and all errors."""
     errors: list[BaseException] = []
     answered = 0
@@ -41,7 +43,9 @@ async def keep_calling(cluster: Cluster, *, direct: bool, stopped: asyncio.Event
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-the-router"])
-def test_sigterm_under_load_leaves_no_outcome_unknown_and_exits_with_zero(tmp_path: Path, direct: bool) -> None:
+def test_sigterm_under_load_leaves_no_outcome_unknown_and_exits_with_zero(
+    tmp_path: Path, direct: bool
+) -> None:
     with running_cluster(ZOO, tmp_path / "data") as cluster:
 
         async def story() -> tuple[int, list[BaseException]]:
@@ -64,7 +68,9 @@ def test_sigterm_under_load_leaves_no_outcome_unknown_and_exits_with_zero(tmp_pa
         assert total == answered
 
 
-def test_after_a_full_restart_all_acknowledged_state_is_there_and_endpoints_are_reusable(tmp_path: Path) -> None:
+def test_after_a_full_restart_all_acknowledged_state_is_there_and_endpoints_are_reusable(
+    tmp_path: Path,
+) -> None:
     options = ["--bind", "tcp://127.0.0.1:17411"]
     with running_cluster(ZOO, tmp_path / "data", options=options) as cluster:
         with cluster.connect() as client:
@@ -76,7 +82,9 @@ def test_after_a_full_restart_all_acknowledged_state_is_there_and_endpoints_are_
             cluster.start()
             assert cluster.url == url
             with cluster.connect() as client:
-                assert [client.get("Counter", f"c{number}").get() for number in range(100)] == list(range(100))
+                assert [client.get("Counter", f"c{number}").get() for number in range(100)] == list(
+                    range(100)
+                )
 
 
 def test_a_second_supervisor_refuses_to_start_and_says_who_holds_the_directory(tmp_path: Path) -> None:
@@ -164,7 +172,10 @@ def test_a_users_own_worker_router_and_storage_modules_are_theirs(tmp_path: Path
         "    async def names(self) -> list[str]:\n"
         "        return [module.NAME for module in (client, perdure_app, router, storage, worker)]\n"
     )
-    with running_cluster(app / "main.py", tmp_path / "data", workers=1) as cluster, cluster.connect() as client:
+    with (
+        running_cluster(app / "main.py", tmp_path / "data", workers=1) as cluster,
+        cluster.connect() as client,
+    ):
         names = ["client", "perdure_app", "router", "storage", "worker"]
         assert client.get("Namer", "n").names() == [f"the user's {name}" for name in names]
 
@@ -223,7 +234,9 @@ def test_raw_and_direct_clients_see_one_order_and_direct_ones_do_not_notice_a_ki
     with running_cluster(ZOO, tmp_path / "data") as cluster, cluster.connect() as client:
         raw = RawClient(cluster.url)
         counter = client.get("Counter", "shared")
-        seen = [raw.call("Counter", "shared", "increment") if i % 2 else counter.increment() for i in range(20)]
+        seen = [
+            raw.call("Counter", "shared", "increment") if i % 2 else counter.increment() for i in range(20)
+        ]
         assert seen == list(range(1, 21))
         before = cluster.router_pid
         cluster.kill(before)
@@ -238,4 +251,3 @@ def test_raw_and_direct_clients_see_one_order_and_direct_ones_do_not_notice_a_ki
         assert value == 70
         assert time.monotonic() - killed < 10
         raw.close()
-

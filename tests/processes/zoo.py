@@ -89,7 +89,7 @@ class Odd(DurableObject):
 
     async def nap(self, seconds: float) -> str:
         """Sleeps in the loop."""
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds)  # sleep: stands for a slow service
         return "rested"
 
     @blocking

@@ -99,8 +99,9 @@ def test_a_scan_that_meets_a_damaged_block_is_an_error_wherever_it_begins_and_en
     for first in range(0, 1_900, 37):
         for stop in (first + 1, first + 40, first + 300, 1_999):
             for reverse in (False, True):
-                found = scan(first, min(stop, 1_999), reverse=reverse)
-                assert found is None or found == keys[first:stop], (first, stop, reverse)
+                last = min(stop, 1_999)
+                found = scan(first, last, reverse=reverse)
+                assert found is None or found == keys[first:last], (first, last, reverse)
                 complete += found is not None
     assert complete > 100
     engine.close()

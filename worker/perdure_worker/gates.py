@@ -8,10 +8,13 @@ never written the process ends (rule 1), and no output that waited for it is eve
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 __all__ = ["Gate", "Release"]
+
+log = logging.getLogger("perdure.worker")
 
 # A tuple and not a closure: one is made for every reply that waits (0.04 µs against 0.12 µs).
 Release = tuple[Callable[[Any, Any, Any], None], Any, Any, Any]
@@ -42,10 +45,16 @@ class Gate:
             waiting.append(release)
 
     def on_durable(self, group: int) -> None:
-        """Groups up to `group` are on disk: their outputs leave, oldest group first."""
+        """Groups up to `group` are on disk: their outputs leave, oldest group first.
+
+        An output that raises is logged and takes no other with it.
+        """
         self._durable = group
         held = self._held
         # Groups become durable in order; more than one at once only after a pause of the loop.
         for ticket in sorted(ticket for ticket in held if ticket <= group):
             for function, first, second, third in held.pop(ticket):
-                function(first, second, third)
+                try:
+                    function(first, second, third)
+                except Exception:
+                    log.exception("an output that waited for a commit could not leave")

@@ -1,0 +1,63 @@
+"""What leaves the worker for callers: results, failures and refusals, each encoded once.
+
+Guarantees that the answer of a turn never overtakes the commit that its object had open, and that a
+refusal, which says that nothing happened, waits for nothing.  Runs in the worker's event loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perdure import codec, protocol
+from perdure.errors import PerdureError, StorageError, to_wire
+from perdure.remote_errors import dump_exception
+from perdure_worker.gates import Gate
+from perdure_worker.peers import Peer
+from perdure_worker.resident import Resident
+from perdure_worker.settings import Collaborators, HostSettings
+
+__all__ = ["Answers"]
+
+_SEQUENCE_BITS = (1 << 64) - 1
+
+
+class Answers:
+    """The side of the host that callers see."""
+
+    def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
+        self.peers = parts.peers
+        self.gate = Gate()
+        self.durable = parts.committer.durable
+        """The last group known to be on disk."""
+        self._tracebacks = settings.tracebacks
+        self._pack = codec.make_packer()
+        self._reply = self.reply  # bound once: it goes into every waiting output
+
+    def reply(self, peer: Peer, sequence: int, reply: bytes) -> None:
+        """An encoded reply leaves with this tick's message to its peer."""
+        if not peer.replies:
+            self.peers.dirty.append(peer)
+        peer.replies.append(reply)
+        if peer.raw:
+            # The header has room for 64 bits.  A sequence beyond them is nobody's, but must not stop others.
+            peer.sequences.append(sequence & _SEQUENCE_BITS)
+
+    def refuse(self, peer: Peer, sequence: int, error: PerdureError) -> None:
+        """The call did not run; its answer waits for nothing."""
+        self.reply(peer, sequence, self._pack([sequence, protocol.STATUS_ERROR, to_wire(error)]))
+
+    def reply_failure(self, resident: Resident, peer: Peer, sequence: int, error: BaseException) -> None:
+        """The turn raised; the answer waits for what the object committed before."""
+        if isinstance(error, StorageError) and resident.instance is None:
+            reply = codec.encode([sequence, protocol.STATUS_ERROR, to_wire(error)])
+        else:
+            raised = dump_exception(error, resident.label, with_traceback=self._tracebacks)
+            reply = codec.encode([sequence, protocol.STATUS_RAISED, raised])
+        if resident.ticket > self.durable:
+            self.gate.hold(resident.ticket, (self._reply, peer, sequence, reply))
+        else:
+            self.reply(peer, sequence, reply)
+
+    def reply_value(self, peer: Peer, sequence: int, value: Any) -> None:
+        """The answer of the worker itself to `list` and `stats`."""
+        self.reply(peer, sequence, codec.encode([sequence, protocol.STATUS_RESULT, value]))
