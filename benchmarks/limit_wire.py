@@ -1,10 +1,11 @@
 """The bare pipeline's bytes and its non-blocking sockets, shared by its client, router and workers.
 
-A request is one byte, the worker's number, then msgpack `[[sequence, key, method, arguments], ...]`; a reply
-is msgpack `[[sequence, result], ...]`: one record a call, as calls that differ need it. (A pipeline that can
-only increment could send columns, `[[sequences], [keys]]`: 7 % faster.) One message carries everything that was ready for one destination in one
-loop tick. Between router and worker each message is preceded by a frame with the client's ZeroMQ
-identity, and one multipart message carries as many of these pairs as were ready.
+A request is one byte, the worker's number, then msgpack `[[sequence, key, method, arguments], ...]`; a
+reply is msgpack `[[sequence, result], ...]`: one record a call, as calls that differ need it. (A pipeline
+that can only increment could send columns, `[[sequences], [keys]]`: 7 % faster.) One message carries
+everything that was ready for one destination in one loop tick. Between router and worker each message is
+preceded by a frame with the client's ZeroMQ identity, and one multipart message carries as many of these
+pairs as were ready.
 """
 
 from __future__ import annotations

@@ -1,21 +1,52 @@
-"""What is concluded from the measured cells: medians, ratios against their targets, and the table.
+"""What is concluded from what was measured: medians, results against their targets, and the tables.
 
 Pure: from figures to numbers and text. Cells of one round are measured next to each other, so a ratio is
-taken within each round and the median of the rounds is reported.
+taken within each round and the median of the rounds is reported. The parts (memory, activation, start)
+give their figures as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["Cell", "Ratio", "as_json", "figures_table", "ratios", "ratios_table"]
+__all__ = [
+    "RAW_COMPARED_FORM",
+    "RAW_OUTSTANDING",
+    "SCALE_OBJECTS",
+    "SCALE_OUTSTANDING",
+    "Bound",
+    "Cell",
+    "Result",
+    "as_json",
+    "figures_table",
+    "results",
+    "results_table",
+    "scale_form",
+]
 
 Figures = dict[str, float]
+
+RAW_OUTSTANDING = 64
+RAW_COMPARED_FORM = "router"
+SCALE_OBJECTS = (1, 100_000)
+SCALE_OUTSTANDING = 1_024
+
+
+class Bound(StrEnum):
+    """How a value is compared with its target."""
+
+    AT_LEAST = ">="
+    AT_MOST = "<="
+    WITHIN = "within a factor of"
+    """From 1 ÷ target to target."""
+    NONE = "reported"
+    """There is no target."""
 
 
 @dataclass(frozen=True)
@@ -30,21 +61,32 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """One comparison: the median over the rounds, or None when a part of it was not measured."""
+class Result:
+    """One figure that Perdure is held to, or that is only reported; without a value it was not measured."""
 
     name: str
-    target: float
-    at_most: bool
-    """Whether the target is an upper bound; else it is a lower one."""
+    """What it is, its unit last; a ratio has none."""
     value: float | None
+    bound: Bound
+    target: float | None
 
     @property
     def met(self) -> bool | None:
-        """Whether the value keeps the target; None without a value."""
-        if self.value is None:
+        """Whether the value keeps the target; None without one of them."""
+        if self.value is None or self.target is None:
             return None
-        return self.value <= self.target if self.at_most else self.value >= self.target
+        if self.bound is Bound.AT_MOST:
+            return self.value <= self.target
+        if self.bound is Bound.AT_LEAST:
+            return self.value >= self.target
+        return 1 / self.target <= self.value <= self.target
+
+    @property
+    def verdict(self) -> str:
+        """The last column of the table."""
+        if self.value is None:
+            return "not measured"
+        return {True: "met", False: "MISSED", None: "reported"}[self.met]
 
 
 class Round:
@@ -86,31 +128,101 @@ def _best_over_redis(one: Round) -> float:
     return one.best("perdure", form="direct") / one.best("redis")
 
 
-COMPARISONS: tuple[tuple[str, float, bool, Callable[[Round], float]], ...] = (
-    ("router at 1,024, calls/s ÷ limit's", 0.55, False, partial(_rate_over_limit, "router", 1024)),
-    ("direct at 1,024, calls/s ÷ limit's", 0.5, False, partial(_rate_over_limit, "direct", 1024)),
-    ("direct at 64, calls/s ÷ limit's", 0.75, False, partial(_rate_over_limit, "direct", 64)),
-    ("direct at 64, calls/s ÷ Redis's", 1.5, False, _rate_over_redis),
-    ("direct, best calls/s ÷ Redis's best", 3.5, False, _best_over_redis),
-    ("router, one caller's p50 ÷ limit's", 1.4, True, partial(_p50_over_limit, "router")),
-    ("direct, one caller's p50 ÷ limit's", 1.4, True, partial(_p50_over_limit, "direct")),
+def _raw_over_batched(system: str, one: Round) -> float:
+    batched = one.rate(system, RAW_COMPARED_FORM, RAW_OUTSTANDING)
+    return one.rate(system, "raw", RAW_OUTSTANDING) / batched
+
+
+def scale_form(objects: int) -> str:
+    """The form of the cells that differ only in their number of objects."""
+    return "direct, 1 object" if objects == 1 else f"direct, {objects:,} objects"
+
+
+def _rate_of_one_over_many(one: Round) -> float:
+    few, many = (one.rate("perdure", scale_form(objects), SCALE_OUTSTANDING) for objects in SCALE_OBJECTS)
+    return few / many
+
+
+class Comparison(NamedTuple):
+    """A ratio of cells."""
+
+    name: str
+    bound: Bound
+    target: float | None
+    compute: Callable[[Round], float]
+    """The ratio in one round."""
+
+
+COMPARISONS = (
+    Comparison(
+        "router at 1,024, calls/s ÷ limit's",
+        Bound.AT_LEAST,
+        0.55,
+        partial(_rate_over_limit, "router", 1024),
+    ),
+    Comparison(
+        "direct at 1,024, calls/s ÷ limit's", Bound.AT_LEAST, 0.5, partial(_rate_over_limit, "direct", 1024)
+    ),
+    Comparison(
+        "direct at 64, calls/s ÷ limit's", Bound.AT_LEAST, 0.75, partial(_rate_over_limit, "direct", 64)
+    ),
+    Comparison("direct at 64, calls/s ÷ Redis's", Bound.AT_LEAST, 1.5, _rate_over_redis),
+    Comparison("direct, best calls/s ÷ Redis's best", Bound.AT_LEAST, 3.5, _best_over_redis),
+    Comparison("router, one caller's p50 ÷ limit's", Bound.AT_MOST, 1.4, partial(_p50_over_limit, "router")),
+    Comparison("direct, one caller's p50 ÷ limit's", Bound.AT_MOST, 1.4, partial(_p50_over_limit, "direct")),
+    Comparison(
+        "direct at 1,024, calls/s on 1 object ÷ on 100,000", Bound.WITHIN, 1.3, _rate_of_one_over_many
+    ),
+    Comparison(
+        "router at 64, calls/s a call a message ÷ batched",
+        Bound.NONE,
+        None,
+        partial(_raw_over_batched, "perdure"),
+    ),
+    Comparison(
+        "the same of the limit",
+        Bound.NONE,
+        None,
+        partial(_raw_over_batched, "limit"),
+    ),
 )
-"""Name, target, whether the target is an upper bound, and how one round's value is computed."""
 
 
-def ratios(cells: Sequence[Cell]) -> list[Ratio]:
-    """The comparisons that Perdure is held to."""
+class Figure(NamedTuple):
+    """A figure of one of the parts."""
+
+    name: str
+    bound: Bound
+    target: float | None
+    part: str
+    key: str
+    """Which of the part's figures it is."""
+
+
+PART_FIGURES = (
+    Figure("100,000 live idle objects in a worker, MB", Bound.AT_MOST, 100, "memory", "growth_mb"),
+    Figure("activation of an object with state, p50 us", Bound.AT_MOST, 100, "activation", "p50_us"),
+    Figure("activation of an object with state, p99 us", Bound.NONE, None, "activation", "p99_us"),
+    Figure("`perdure run` to the first answer, s", Bound.AT_MOST, 2, "start", "median_s"),
+)
+
+
+def results(cells: Sequence[Cell], parts: Mapping[str, Mapping[str, Any]]) -> list[Result]:
+    """Everything that Perdure is held to, measured or not, and what is reported beside it."""
     rounds = [
         Round(cell for cell in cells if cell.round == number)
         for number in sorted({cell.round for cell in cells})
     ]
     found = []
-    for name, target, at_most, compute in COMPARISONS:
+    for name, bound, target, compute in COMPARISONS:
         values = []
         for one in rounds:
             with contextlib.suppress(KeyError, ValueError):  # a part of it was not measured
                 values.append(compute(one))
-        found.append(Ratio(name, target, at_most, statistics.median(values) if values else None))
+        found.append(Result(name, statistics.median(values) if values else None, bound, target))
+    for figure in PART_FIGURES:
+        value = parts.get(figure.part, {}).get(figure.key)
+        found.append(Result(figure.name, value, figure.bound, figure.target))
     return found
 
 
@@ -146,21 +258,24 @@ def figures_table(cells: Sequence[Cell]) -> str:
     return _aligned(rows)
 
 
-def ratios_table(found: Sequence[Ratio]) -> str:
-    """A row for each ratio: value, target, and whether it is met."""
-    words = {True: "met", False: "MISSED", None: "not measured"}
-    rows = [("Perdure", "ratio", "target", "")]
-    for ratio in found:
-        value = "-" if ratio.value is None else f"{ratio.value:.2f}"
-        sign = "<=" if ratio.at_most else ">="
-        rows.append((ratio.name, value, f"{sign} {ratio.target:g}", words[ratio.met]))
+def results_table(found: Sequence[Result]) -> str:
+    """A row for each result: value, target, and whether it is met."""
+    rows = [("Perdure", "value", "target", "")]
+    for result in found:
+        value = "-" if result.value is None else f"{result.value:,.2f}"
+        target = "-" if result.target is None else f"{result.bound} {result.target:g}"
+        rows.append((result.name, value, target, result.verdict))
     return _aligned(rows)
 
 
 def as_json(
-    machine: dict[str, Any], settings: dict[str, Any], skipped: dict[str, str], cells: Sequence[Cell]
+    machine: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    skipped: Mapping[str, str],
+    cells: Sequence[Cell],
+    parts: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Everything: the raw cells, their medians, the ratios and how they were measured."""
+    """Everything: the raw cells, their medians, the parts, the results and how they were measured."""
     return {
         "machine": machine,
         "settings": settings,
@@ -170,7 +285,8 @@ def as_json(
             {"system": system, "form": form, "outstanding": outstanding, **figures}
             for (system, form, outstanding), figures in medians(cells).items()
         ],
-        "ratios": [{**asdict(ratio), "met": ratio.met} for ratio in ratios(cells)],
+        "parts": parts,
+        "results": [{**asdict(result), "met": result.met} for result in results(cells, parts)],
     }
 
 

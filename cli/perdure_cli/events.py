@@ -20,6 +20,7 @@ __all__ = [
     "Announce",
     "Beat",
     "ChildId",
+    "Close",
     "Event",
     "Exited",
     "Finish",
@@ -27,6 +28,7 @@ __all__ = [
     "Park",
     "Persist",
     "PublishMap",
+    "Quiet",
     "Ready",
     "Role",
     "Spawn",
@@ -110,6 +112,16 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
+class Quiet:
+    """A worker that was told to stop runs no turn; it serves the turns of others until it may `Close`."""
+
+    child: ChildId
+    epoch: int
+    pid: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
     """A process is gone; `code` is its exit code, or the signal's number negated."""
 
@@ -133,7 +145,7 @@ class StopRequested:
     now: float
 
 
-Event = Start | Spawned | SpawnFailed | Ready | Beat | Exited | Tick | StopRequested
+Event = Start | Spawned | SpawnFailed | Ready | Beat | Quiet | Exited | Tick | StopRequested
 
 
 # --- actions, to be done in order
@@ -172,6 +184,13 @@ class PublishMap:
 
 
 @dataclass(frozen=True, slots=True)
+class Close:
+    """Tell these workers that no turn needs them any more: they may close their doors and end."""
+
+    to: tuple[ChildId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Park:
     """Tell the operator that this worker stays down, and why."""
 
@@ -194,4 +213,4 @@ class Finish:
     code: RunExit
 
 
-Action = Persist | Spawn | Kill | PublishMap | Park | Announce | Finish
+Action = Persist | Spawn | Kill | PublishMap | Close | Park | Announce | Finish

@@ -12,41 +12,31 @@ strike when it is the process's own doing and it never became ready, had served 
   the kernel's memory killer, and never the breaker, so that a burst of kills leaves no outage behind it.
 - A failed write counts whatever the time served: only time without a failure shows that the disk is well.
 
-Some exit codes say that a new start cannot help or could do harm: those park the shard (`PARKING`).
+Some exit codes say that a new start cannot help or could do harm: those park the shard (`PARKING`).  A
+store that cannot be opened for want of space, descriptors or permission is none of them: whoever repairs
+that finds the shard served again within the longest pause.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
-from types import MappingProxyType
+from typing import Final
 
-__all__ = ["PARKING", "Death", "RestartTiming", "WorkerExit", "after_death", "after_failed_spawn"]
+from perdure.exits import WorkerExit
 
-
-class WorkerExit(IntEnum):
-    """Exit codes by which a worker says why it ended."""
-
-    STOPPED = 0
-    WRITE_FAILED = 70
-    STALE_EPOCH = 71
-    SHARD_DAMAGED = 72
-    NEWER_FORMAT = 73
-    SHARD_LOCKED = 74
-    APP_NOT_LOADED = 78
+__all__ = ["PARKING", "Death", "RestartTiming", "after_death", "after_failed_spawn"]
 
 
-PARKING: Mapping[int, str] = MappingProxyType(
+PARKING: Final = frozenset(
     {
-        WorkerExit.STALE_EPOCH: "the shard was owned by a later incarnation than this data directory knows",
-        WorkerExit.SHARD_DAMAGED: "the shard is damaged; restore it from a backup",
-        WorkerExit.NEWER_FORMAT: "the shard was written by a newer Perdure; run that version",
-        WorkerExit.APP_NOT_LOADED: "the application cannot be loaded any more; correct it and start again",
+        WorkerExit.STALE_EPOCH,
+        WorkerExit.SHARD_DAMAGED,
+        WorkerExit.NEWER_FORMAT,
+        WorkerExit.APP_NOT_LOADED,
     }
 )
-"""Exit codes of workers that are not started again, and what the operator is told."""
+"""Exit codes of workers that are not started again; `WorkerExit.meaning` tells the operator why."""
 
 _OUTSIDE_SIGNALS = frozenset(
     -number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)

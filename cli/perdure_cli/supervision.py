@@ -8,6 +8,7 @@ Guarantees
 - What a process of an older epoch or another pid says changes nothing.
 - A process that is stopped, hung or never becomes ready is killed and replaced (SIGKILL works on
   stopped ones); one that finds its data unusable is parked, since a blind retry could do harm.
+- In an ordered stop no worker is told to close its door while a turn runs in another that may call it.
 
 When a restart waits is the rule of `restarts`.
 """
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from perdure.exits import WorkerExit
 from perdure.limits import Limits
 from perdure.slotmap import Seat, SlotMap
 from perdure_cli.errors import RunExit
@@ -28,6 +30,7 @@ from perdure_cli.events import (
     Announce,
     Beat,
     ChildId,
+    Close,
     Event,
     Exited,
     Finish,
@@ -35,6 +38,7 @@ from perdure_cli.events import (
     Park,
     Persist,
     PublishMap,
+    Quiet,
     Ready,
     Role,
     Spawn,
@@ -44,7 +48,7 @@ from perdure_cli.events import (
     StopRequested,
     Tick,
 )
-from perdure_cli.restarts import PARKING, Death, RestartTiming, WorkerExit, after_death, after_failed_spawn
+from perdure_cli.restarts import PARKING, Death, RestartTiming, after_death, after_failed_spawn
 from perdure_cli.state import ClusterState
 
 __all__ = ["Child", "ChildState", "Supervision", "Timing"]
@@ -61,7 +65,8 @@ class Timing:
     start_timeout_s: float = 30.0
     """Spawn to ready; recovery of a shard's log takes seconds at worst (RELIABILITY §1.2)."""
     stop_timeout_s: float = _LIMITS.drain_timeout_s + _LIMITS.goodbye_timeout_s + 2.0
-    """SIGTERM to exit of a worker: its own drain and goodbye, and a margin for the last commit."""
+    """SIGTERM to exit of a worker: its drain (also of what others need it for) and goodbye, and a margin for
+    the last commit."""
     router_stop_timeout_s: float = _LIMITS.goodbye_timeout_s + 2.0
     """SIGTERM to exit of the router, which has nothing to drain once the workers are gone."""
     kill_timeout_s: float = 5.0
@@ -80,6 +85,10 @@ class ChildState(Enum):
     """Serving."""
     STOPPING = "stopping"
     """Told or forced to end; the process is still there."""
+    QUIET = "quiet"
+    """A worker told to end that runs no turn, and serves the turns that others have still to end."""
+    CLOSING = "closing"
+    """A worker told to close its door, since no turn runs anywhere."""
     PARKED = "parked"
     """No process, and none is started before the next `perdure run`."""
 
@@ -146,6 +155,8 @@ class Supervision:
                 return []
             case Ready():
                 actions = self._on_ready(event)
+            case Quiet():
+                actions = self._on_quiet(event)
             case Exited():
                 actions = self._on_exited(event)
             case Spawned():
@@ -212,7 +223,7 @@ class Supervision:
         child.strikes, pause = after_failed_spawn(child.strikes, self.timing.restarts)
         child.restart_at = event.now + pause
 
-    def _is_current(self, event: Ready | Beat) -> bool:
+    def _is_current(self, event: Ready | Beat | Quiet) -> bool:
         child = self.children.get(event.child)
         return child is not None and (child.epoch, child.pid) == (event.epoch, event.pid)
 
@@ -279,7 +290,7 @@ class Supervision:
             yield from self._shut_down(event.now)
         else:
             worker.state = ChildState.PARKED
-            yield Park(worker.id, event.code, PARKING[event.code])
+            yield Park(worker.id, event.code, WorkerExit(event.code).meaning)
             yield from self._announce()
 
     # --- time
@@ -324,21 +335,36 @@ class Supervision:
             if child.pid is not None:
                 yield from self._end(child, signal.SIGKILL)
 
+    def _on_quiet(self, event: Quiet) -> Iterator[Action]:
+        if not self._is_current(event):
+            return
+        child = self.children[event.child]
+        if not self.stopping:
+            # Somebody else told this one to stop.  The others go on: it waits for none of them, and their
+            # calls wait for its successor.
+            yield Close((child.id,))
+        elif child.state is ChildState.STOPPING:
+            child.state = ChildState.QUIET
+            yield from self._shut_down(event.now)
+
     def _stopped_badly(self) -> None:
         if self.exit_code is RunExit.OK:
             self.exit_code = RunExit.FORCED
 
     def _shut_down(self, now: float) -> Iterator[Action]:
-        """The ordered stop, taken one stage further at each death and deadline.
+        """The ordered stop, taken one step further at each quiet worker, death and deadline.
 
-        1. All workers at once are told to stop: they answer new calls as not executed, end their turns,
-           commit, let the replies out and exit 0. The router stays up so that callers hear of it.
-        2. The router is told to stop when no worker is left whose answers it could carry.
-        3. Nothing is left: finish. The shell then removes its sockets and releases the data directory's
+        1. All workers at once are told to stop: they answer new calls as not executed and end their turns,
+           but still take the calls that a turn in any of them waits for.
+        2. When no turn runs in any of them, all are told to close: they commit, let the replies out and
+           exit 0. The router stays up so that callers hear of it.
+        3. The router is told to stop when no worker is left whose answers it could carry.
+        4. Nothing is left: finish. The shell then removes its sockets and releases the data directory's
            lock last, so that whoever gets the lock finds no process of ours.
 
-        A stage that takes too long is cut off with SIGKILL. What even that does not end is stuck in the
-        kernel and left behind; it holds its store's own lock, so no successor gets a second owner.
+        The workers (1 and 2 together) and the router are cut off with SIGKILL when they take too long. What
+        even that does not end is stuck in the kernel and left behind; it holds its store's own lock, so no
+        successor gets a second owner.
         """
         timing = self.timing
         if self._phase is _Phase.RUNNING:
@@ -352,6 +378,7 @@ class Supervision:
             stage = self.workers if self._phase is _Phase.STOPPING_WORKERS else [self.router]
             alive = [child for child in stage if child.pid is not None]
             if alive and now < self._stage_deadline:
+                yield from self._close_doors(alive)
                 return
             if alive:
                 self._stopped_badly()
@@ -371,6 +398,16 @@ class Supervision:
             if self.router.pid is not None:
                 yield from self._end(self.router, signal.SIGTERM)
 
+    def _close_doors(self, alive: list[Child]) -> Iterator[Action]:
+        # A turn that waits for another object keeps its own worker from being quiet.  So when all have
+        # said it once, the turns that began before the stop have ended, and no others were let in.
+        done = (ChildState.QUIET, ChildState.CLOSING)
+        quiet = [child for child in alive if child.state is ChildState.QUIET]
+        if quiet and all(child.state in done for child in alive):
+            for child in quiet:
+                child.state = ChildState.CLOSING
+            yield Close(tuple(child.id for child in quiet))
+
     def validate(self) -> None:
         """Raises AssertionError when an invariant is broken; tests call it after every event."""
         for child in self.children.values():
@@ -379,8 +416,8 @@ class Supervision:
             assert child.restart_at is None or child.state is ChildState.DOWN, f"{child.id} restarts twice"
             assert child.state is not ChildState.UP or child.ready_at is not None, f"{child.id} never ready"
         for worker, seat in zip(self.workers, self.map.seats, strict=True):
-            serving = worker.state in (ChildState.UP, ChildState.STOPPING)
-            assert serving or not seat.endpoint, f"{worker.id} is on the map and does not serve"
+            away = worker.state in (ChildState.DOWN, ChildState.STARTING, ChildState.PARKED)
+            assert not (away and seat.endpoint), f"{worker.id} is on the map and does not serve"
             assert not seat.endpoint or seat.epoch == worker.epoch, f"{worker.id} has an old seat"
         assert self.state.epochs == tuple(worker.epoch for worker in self.workers)
         assert self.state.router_epoch == self.router.epoch

@@ -28,6 +28,7 @@ import zmq
 
 from perdure.channel import Channel, PeerGone, WouldBlock, open_router
 from perdure.codec import BadMessage, decode, encode
+from perdure.exits import WorkerExit
 from perdure.limits import Limits
 from perdure.locate import boot_id
 from perdure.slotmap import SlotMap
@@ -38,6 +39,7 @@ from perdure_cli.events import (
     Announce,
     Beat,
     ChildId,
+    Close,
     Event,
     Exited,
     Finish,
@@ -45,6 +47,7 @@ from perdure_cli.events import (
     Park,
     Persist,
     PublishMap,
+    Quiet,
     Ready,
     Role,
     Spawn,
@@ -239,13 +242,16 @@ class Supervisor:
         moved = process.peer not in (b"", peer)
         process.peer = peer
         if moved:  # it had to connect again, and may have missed a map meanwhile
-            self._send_map(self._core.map, (child,))
+            self._send(_map_message(self._core.map), (child,))
         if kind == "ready":
             seconds = round(_now() - process.spawned_at, 3)
             _log.info("%s is ready", child, extra={"epoch": epoch, "pid": pid, "seconds": seconds})
             self._feed(Ready(child, epoch, pid, endpoint, _now()))
         elif kind == "beat":
             self._feed(Beat(child, epoch, pid, _now()))
+        elif kind == "quiet":
+            _log.debug("%s runs no turn any more", child, extra={"epoch": epoch, "pid": pid})
+            self._feed(Quiet(child, epoch, pid, _now()))
 
     def _on_defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         # A step that was broken off leaves the picture of the children wrong: end, do not guess.
@@ -265,7 +271,9 @@ class Supervisor:
             case Kill():
                 self._kill(action)
             case PublishMap():
-                self._send_map(action.map, action.to)
+                self._send(_map_message(action.map), action.to)
+            case Close():
+                self._send({"type": "close"}, action.to)
             case Park():
                 _log.error("%s is parked: %s", action.child, action.reason, extra={"code": action.code})
             case Announce():
@@ -346,8 +354,8 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process.pidfd, action.signal)
 
-    def _send_map(self, slot_map: SlotMap, to: tuple[ChildId, ...]) -> None:
-        body = encode({"type": "map", "map": slot_map.to_wire()})
+    def _send(self, message: dict[str, Any], to: tuple[ChildId, ...]) -> None:
+        body = encode(message)
         for child in to:
             process = self._processes.get(child)
             if process is not None and process.peer:
@@ -374,12 +382,14 @@ class Supervisor:
     # --- processes
 
     def _log_death(self, process: _Process, code: int) -> None:
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         facts = {"epoch": process.epoch, "pid": process.popen.pid, "code": code}
-        expected = self._core.stopping and code == 0
-        _log.log(
-            logging.INFO if expected else logging.WARNING, "%s ended: %s", process.child, how, extra=facts
-        )
+        served = self._core.children[process.child].ready_at is not None
+        level = logging.WARNING
+        if process.child.role is Role.WORKER and code == WorkerExit.APP_NOT_LOADED:
+            level = logging.DEBUG  # it has said so itself, and better
+        elif self._core.stopping and (code == 0 or (code == -signal.SIGTERM and not served)):
+            level = logging.INFO
+        _log.log(level, "%s ended: %s", process.child, _how(process.child.role, code), extra=facts)
 
     def _release(self, process: _Process) -> None:
         self._loop.remove_reader(process.pidfd)
@@ -398,6 +408,20 @@ class Supervisor:
                 signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
                 process.popen.wait(self._core.timing.kill_timeout_s)
             self._release(process)
+
+
+def _how(role: Role, code: int) -> str:
+    """The end of a process in words."""
+    try:
+        if code < 0:
+            return signal.Signals(-code).name
+        return f"exit code {code}: {WorkerExit(code).meaning}" if role is Role.WORKER else f"exit code {code}"
+    except ValueError:  # a real-time signal, or a code of the user's own
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _map_message(slot_map: SlotMap) -> dict[str, Any]:
+    return {"type": "map", "map": slot_map.to_wire()}
 
 
 def _now() -> float:

@@ -30,6 +30,13 @@ def read_replies(body: bytes) -> list[list[Any]]:
     return replies
 
 
+def _list(body: bytes) -> list[Any]:
+    parts = codec.decode(body)
+    if type(parts) is not list:
+        raise TypeError("its body is no list")
+    return parts
+
+
 def _read_alone(part: bytes) -> Any:
     try:
         return codec.decode(part)
@@ -45,7 +52,7 @@ def _read_alone(part: bytes) -> Any:
 def read_stale(body: bytes) -> tuple[SlotMap | None, list[int]]:
     """The slot map of a STALE body, and the calls that did not run.  Raises `InvalidArgument`."""
     try:
-        wire_map, batch = codec.decode(body)
+        wire_map, batch = _list(body)
         return None if wire_map is None else slot_map_from_wire(wire_map), _sequences(batch)
     except (TypeError, ValueError) as error:
         raise BadMessage(f"not a stale batch: {error}") from error
@@ -54,7 +61,7 @@ def read_stale(body: bytes) -> tuple[SlotMap | None, list[int]]:
 def read_refused(body: bytes) -> tuple[PerdureError, list[int]]:
     """Why a batch was refused, and the calls in it (none where it was not sent back)."""
     try:
-        code, text, facts, batch = [*codec.decode(body), None][:4]
+        code, text, facts, batch = [*_list(body), None][:4]
         return from_wire(code, text, facts), _sequences(batch) if batch else []
     except (TypeError, ValueError) as error:
         raise BadMessage(f"not a refusal: {error}") from error

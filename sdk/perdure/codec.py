@@ -1,9 +1,9 @@
 """Values as bytes: msgpack with a closed set of extension types.  Runs in every process.
 
 Every value of the closed set comes back as itself: None, bool, int of any size, float, str, bytes,
-list, dict with str keys, tuple, set, frozenset, datetime, date, Decimal, UUID.  (A datetime's named
-zone comes back as its fixed offset, a bytearray or memoryview as bytes.)  Anything else fails where it
-is encoded, with an error that names the type; nothing is pickled.
+list, dict with str or bytes keys, tuple, set, frozenset, datetime, date, Decimal, UUID.  (A datetime's
+named zone comes back as its fixed offset, a bytearray or memoryview as bytes.)  Anything else fails
+where it is encoded, with an error that names the type; nothing is pickled.
 
 Decoding is bounded, against bytes that somebody made up: five megabytes of empty maps would become
 350 MB of dicts (RELIABILITY §3), a kilobyte of tuples inside each other would overflow the C stack, and
@@ -286,6 +286,8 @@ def split_array(data: bytes) -> list[bytes]:
             unpacker.skip()
             parts.append(data[position : unpacker.tell()])
             position = unpacker.tell()
+        if position != len(data):
+            raise ValueError(f"{len(data) - position} bytes too many")
     except Exception as error:  # as in `decode`
         raise BadMessage(f"not a list of the wire: {str(error) or type(error).__name__}") from None
     return parts

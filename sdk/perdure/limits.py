@@ -22,15 +22,15 @@ class Limits:
     name_bytes_max: int = 512
     """Longest object name in UTF-8; names are stored with each object and in the namespace's listing."""
     namespace_chars_max: int = 64
-    """Longest namespace; it is part of every stored key."""
+    """Longest namespace: it is part of every stored key, and keys the hash of names (64 bytes at most)."""
     key_bytes_max: int = 2 * KIB
-    """Longest storage key in UTF-8 (DESIGN §8)."""
+    """Longest storage key in UTF-8: keys stand in every batch, log record and index block beside values."""
     value_bytes_max: int = 2 * MIB
-    """Largest encoded storage value (DESIGN §8)."""
+    """Largest encoded storage value: one turn writes it whole, and every change writes it again."""
     multi_keys_max: int = 128
     """Keys of one get_many, put_many or delete_many call (Cloudflare's number; keeps a turn short)."""
     list_entries_max: int = 10_000
-    """Entries that one `storage.list` or `client.list` gives at most; page with a cursor beyond."""
+    """Entries that one `storage.list` or `client.list` gives: one turn reads them; page with a cursor."""
     containers_max: int = 100_000
     """Lists and maps in one decoded message: 5 MB of empty maps would become 350 MB of memory."""
     nested_tuples_max: int = 32
@@ -38,70 +38,70 @@ class Limits:
 
     # --- messages
     message_bytes_max: int = 32 * MIB
-    """Largest encoded call or reply; refused at the sender."""
+    """Largest encoded call or reply: refused at the sender, since ZeroMQ cuts off who sends more."""
     batch_bytes_max: int = 1 * MIB
     """A tick's calls are cut into batches of about this size, so that one never blocks a link for long."""
     batch_calls_max: int = 4_096
-    """Calls of one batch; a longer one is refused whole."""
+    """Calls of one batch, so that decoding one holds a loop up for milliseconds; a longer one is refused."""
     wire_overhead_bytes: int = 64 * KIB
     """What frames may weigh beyond `message_bytes_max` before ZeroMQ itself cuts the peer off."""
 
     # --- queues
     client_queue_bytes_max: int = 64 * MIB
-    """Calls that a client holds for workers that are not reachable yet."""
+    """Calls that a client holds for workers that do not take them; beyond it `Overloaded` at once."""
     router_queue_bytes_max: int = 64 * MIB
-    """Bytes that the router holds for one worker before it answers Overloaded."""
+    """Bytes that the router holds for one worker: a stopped worker must not fill its memory."""
     reply_queue_bytes_max: int = 64 * MIB
     """Replies held for one peer that does not read; beyond it they are dropped and counted."""
     mailbox_calls_max: int = 1_000
-    """Calls waiting at one object."""
+    """Calls waiting at one object: a longer queue only makes everybody late, so `Overloaded` at once."""
     mailbox_bytes_max: int = 32 * MIB
-    """Bytes of arguments waiting at one object."""
+    """Bytes of arguments waiting at one object, however few calls they are."""
     mailbox_age_max_s: float = 60.0
     """Oldest call waiting at one object; beyond it new ones are refused (its turns do not keep up)."""
     uncommitted_bytes_max: int = 64 * MIB
     """Writes waiting for the disk in one worker; beyond it new turns wait."""
     commit_group_bytes_max: int = 1 * MIB
-    """A commit group is closed at this size: LevelDB itself stops merging there (RELIABILITY §1.5)."""
+    """A commit group is closed at this size: LevelDB itself stops merging writes there."""
     peers_max: int = 10_000
-    """Peers of one door; an ipc door aborts its process when descriptors run out (RELIABILITY rule 9)."""
+    """Peers of one door: an ipc door aborts its process when file descriptors run out."""
     raw_calls_in_flight_max: int = 100_000
-    """Single calls that the router remembers so that it can answer for a dead worker."""
+    """Single calls that the router remembers so that it can answer for a worker that dies."""
     chain_depth_max: int = 32
-    """Objects that may wait for each other in one chain of calls."""
+    """Objects that wait for each other in one chain of calls: a longer one is a recursion gone wrong."""
 
     # --- times
     call_timeout_s: float = 30.0
-    """Deadline of a call that names none (DESIGN §8)."""
+    """Deadline of a call that names none: as long as people and proxies wait."""
     call_timeout_max_s: float = 3_600.0
-    """Longest deadline that a caller may ask for."""
+    """Longest deadline that a caller may ask for: work that takes longer belongs in the background."""
     turn_max_s: float = 60.0
     """A suspended turn is cancelled after this, whatever its caller's deadline; its writes are discarded."""
     answer_grace_s: float = 0.5
     """How long a client waits past a deadline for the worker's own word before it says OutcomeUnknown."""
     idle_evict_s: float = 10.0
-    """An object without events for this long leaves memory (DESIGN §8)."""
+    """An object without events for this long leaves memory, which others need; its next call loads it again."""
     start_backoff_max_s: float = 5.0
-    """Longest pause before an object whose start failed is tried again."""
+    """Longest pause before an object whose start failed is tried again, so that it heals by itself."""
     heartbeat_interval_s: float = 0.5
-    """A worker's or router's loop reports to the supervisor this often."""
+    """A worker's or router's loop reports to the supervisor this often: five times until it is lost."""
     heartbeat_lost_s: float = 2.5
     """Without a heartbeat for this long a process is killed and replaced (within 5 s in all)."""
     client_ping_s: float = 1.0
-    """A client asks the router for news of the slot map this often."""
+    """A client asks the router for news of the slot map this often, should a pushed map be lost."""
     client_forgotten_s: float = 10.0
-    """The router forgets a client that was silent for this long."""
+    """The router forgets a client that was silent for ten pings, and sends it no maps any more."""
     drain_timeout_s: float = 10.0
-    """Ordered shutdown: how long running turns may take before they are cut off."""
+    """Ordered shutdown: how long running turns may take; what stops a service waits 10 s or more."""
     goodbye_timeout_s: float = 1.0
-    """Ordered shutdown: how long peers may take to acknowledge that a door closes."""
+    """Ordered shutdown: how long peers may take to acknowledge a closing door; milliseconds are usual."""
 
     # --- life cycle
     live_objects_max: int = 200_000
-    """Objects in one worker's memory; beyond it the least recently used leave."""
+    """Objects in one worker's memory, which they must fit into; the least recently used leave."""
     read_budget_messages: int = 256
     """Messages read from one socket before other work gets its turn."""
     start_batch_turns: int = 2_048
     """Turns started in one loop tick before replies and commits are looked after."""
     slots: int = 1_024
-    """Hash buckets of ids, fixed when a data directory is created."""
+    """Hash buckets of ids, fixed when a data directory is created: many more than workers, few to list."""

@@ -97,7 +97,9 @@ def header(kind: int, worker: int = 0, number: int = 0, stamp: int = 0) -> bytes
 
 
 def call_header(object_id: bytes, sequence: int, stamp: int = 0) -> bytes:
-    """56 bytes."""
+    """56 bytes; raises `InvalidArgument` when the id has not 32."""
+    if len(object_id) != 32:  # `struct` would fill it up, and the call would go to another object
+        raise InvalidArgument(f"an object id has 32 bytes, this one {len(object_id)}")
     return _CALL_HEADER.pack(VERSION, CALL, 0, 0, stamp, object_id, sequence)
 
 

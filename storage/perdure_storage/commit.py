@@ -29,12 +29,12 @@ from queue import SimpleQueue
 from typing import Final, NamedTuple, NoReturn
 
 from perdure.errors import StorageError
+from perdure.exits import WorkerExit
 from perdure_storage.engine import Batch, Engine
 from perdure_storage.keys import SEQUENCE_KEY
 from perdure_storage.records import seal_number, unseal_number
 
 __all__ = [
-    "EXIT_COMMIT_FAILED",
     "Committer",
     "GroupCommit",
     "InlineCommitter",
@@ -42,9 +42,6 @@ __all__ = [
     "fail_stop",
     "read_sequence",
 ]
-
-EXIT_COMMIT_FAILED: Final = 70
-"""Exit code of a process whose commit failed (EX_SOFTWARE of sysexits.h)."""
 
 _STDERR: Final = 2
 _ATOMIC_BYTES: Final = 4096
@@ -61,7 +58,7 @@ def fail_stop(error: BaseException) -> NoReturn:
         if poll.poll(0):
             os.write(_STDERR, line[: _ATOMIC_BYTES - 1].rstrip(b"\n") + b"\n")
     finally:
-        os._exit(EXIT_COMMIT_FAILED)
+        os._exit(WorkerExit.WRITE_FAILED)
 
 
 def read_sequence(engine: Engine) -> int:

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from perdure_cli.restarts import PARKING, Death, RestartTiming, WorkerExit, after_death, after_failed_spawn
+from perdure.exits import WorkerExit
+from perdure_cli.restarts import PARKING, Death, RestartTiming, after_death, after_failed_spawn
 
 TIMING = RestartTiming()
 KILLED = -signal.SIGKILL
@@ -20,6 +21,7 @@ ABORTED = -signal.SIGABRT
         (0, Death(1, None), (1, 0.0)),
         (1, Death(1, None), (2, 0.1)),
         (2, Death(WorkerExit.SHARD_LOCKED, None), (3, 1.0)),
+        (2, Death(WorkerExit.STORE_UNAVAILABLE, None), (3, 1.0)),
         (3, Death(WorkerExit.STOPPED, None), (4, 5.0)),
         (4, Death(ABORTED, None), (5, 30.0)),
         (50, Death(1, None), (51, 30.0)),
@@ -39,6 +41,7 @@ ABORTED = -signal.SIGABRT
         (4, Death(KILLED, 0.1), (4, 0.0)),
         (0, Death(-signal.SIGTERM, 0.1), (0, 0.0)),
         (0, Death(WorkerExit.STOPPED, 0.1), (0, 0.0)),
+        (2, Death(WorkerExit.TURNS_CUT, 12.0), (2, 0.0)),
         (2, Death(KILLED, 0.5, killed_by_supervisor=True), (2, 0.0)),
         # killed from outside before it was ready: the shortest pause, no strike
         (0, Death(KILLED, None), (0, 0.1)),

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from perdure.errors import StorageError
-from perdure_storage.commit import EXIT_COMMIT_FAILED, Committer
+from perdure.exits import WorkerExit
+from perdure_storage.commit import Committer
 from perdure_storage.engine import Engine
 from perdure_storage.leveldb import LevelDBEngine
 from perdure_storage.memory import MemoryEngine
@@ -184,7 +185,7 @@ def run_dying_process(**options: Any) -> subprocess.CompletedProcess[bytes]:
 
 def test_a_failed_write_ends_the_process_at_once_with_one_line_and_exit_code_70() -> None:
     process = run_dying_process(stderr=subprocess.PIPE)
-    assert process.returncode == EXIT_COMMIT_FAILED == 70
+    assert process.returncode == WorkerExit.WRITE_FAILED == 70
     assert process.stdout == b""
     assert process.stderr == (
         b"perdure: commit failed, the process ends: OSError: [Errno 28] No space left on device\n"
@@ -200,7 +201,7 @@ def test_a_dying_process_does_not_wait_for_a_reader_of_its_stderr() -> None:
     except BlockingIOError:
         os.set_blocking(writer, True)
     try:
-        assert run_dying_process(stderr=writer).returncode == EXIT_COMMIT_FAILED
+        assert run_dying_process(stderr=writer).returncode == WorkerExit.WRITE_FAILED
     finally:
         os.close(reader)
         os.close(writer)

@@ -1,8 +1,8 @@
 """What a live object sees of its worker: `self.id`, `self.storage`, `self.ctx`.
 
-Made for an object when it first asks, so that objects which only use durable fields cost nothing here.
 Runs in the worker's event loop; a `@blocking` method sees it from its thread, where calls to other
-objects are refused.
+objects are refused.  So they are outside of a turn: a call is a commit point of the turn that makes it and
+waits for what the turn wrote, and a task that outlived its turn has neither.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from perdure import codec
 from perdure.errors import PerdureError
 from perdure.ids import ObjectId
 from perdure.methods import Method
 from perdure.object import namespace_of
+from perdure.plain import SCALARS
 from perdure.stub import Call, Stub, Target, make_target
 
 if TYPE_CHECKING:
     from perdure.object import Storage
-    from perdure_worker.host import Host
+    from perdure_worker.execution import Execution
     from perdure_worker.resident import Resident
 
 __all__ = ["Aborted", "HostCell"]
@@ -42,7 +44,7 @@ class HostCell:
 
     __slots__ = ("_host", "_resident", "_thread")
 
-    def __init__(self, host: Host, resident: Resident) -> None:
+    def __init__(self, host: Execution, resident: Resident) -> None:
         self._host = host
         self._resident = resident
         self._thread = host.thread
@@ -71,7 +73,9 @@ class HostCell:
 
     def abort(self, reason: str) -> NoReturn:
         """See `Context.abort`."""
-        raise Aborted(reason)
+        error = Aborted(reason)
+        self._host.doom(self._resident, error)
+        raise error
 
     # --- the sender of this object's stubs (see `perdure.stub.Sender`)
 
@@ -86,6 +90,11 @@ class HostCell:
         """Sends a call to another object: a commit point of the running turn."""
         if threading.get_ident() != self._thread:
             raise RuntimeError("a @blocking method cannot call other objects: it runs in a thread of its own")
+        if not self._host.in_turn(self._resident):
+            raise RuntimeError(
+                f"{self._resident.label}: this code does not run inside a turn of the object, so it cannot "
+                "call other objects; await the task in the method that starts it"
+            )
         return Call(self._call(target, method, args, kwargs, spec))
 
     def refuse(self, error: PerdureError) -> Call[Any]:
@@ -99,17 +108,23 @@ class HostCell:
     ) -> asyncio.Future[Any]:
         host, resident = self._host, self._resident
         host.commit_point(resident)
+        _, _, _, turn_deadline, outer = resident.turn
+        chain: list[list[Any]] = [*(outer or []), [resident.key, resident.label]]
+        deadline = min(host.clock() + target.timeout_s, turn_deadline)
+        if resident.ticket > host.durable and not (kwargs is None and SCALARS.issuperset(map(type, args))):
+            # It leaves later, but with the arguments as they are now.
+            args, kwargs = codec.decode(codec.encode([args, kwargs]))
         future: asyncio.Future[Any] = host.loop.create_future()
-        chain: list[list[Any]] = [[resident.key, resident.label]]
-        if resident.turn is not None:
-            _, _, _, deadline, outer = resident.turn
-            chain = [*(outer or []), *chain]
-            left_s = max(_TIMEOUT_MIN_S, deadline - host.clock())
-            target = target._replace(timeout_s=min(target.timeout_s, left_s))
+        resident.calls += 1
+        future.add_done_callback(self._on_outcome)
 
         def issue(*_: Any) -> None:
-            host.caller.call(target, method, args, kwargs, spec, future, chain)
+            left_s = max(_TIMEOUT_MIN_S, deadline - host.clock())
+            host.caller.call(target._replace(timeout_s=left_s), method, args, kwargs, spec, future, chain)
 
         # It leaves when everything that the turn wrote before it is durable.
         host.gate.hold(resident.ticket, (issue, None, None, None))
         return future
+
+    def _on_outcome(self, _: object) -> None:
+        self._resident.calls -= 1

@@ -39,8 +39,10 @@ class WorkerConfig:
     def from_json(text: str) -> WorkerConfig:
         """The config of `to_json`; raises `TypeError` or `ValueError` for anything else."""
         values = json.loads(text)
-        values["slots"] = tuple(values["slots"])
-        return WorkerConfig(**values)
+        if not isinstance(values, dict):
+            raise TypeError("a worker's config is a JSON object")
+        first, stop = values.pop("slots", ())
+        return WorkerConfig(**values, slots=(first, stop))
 
     def to_json(self) -> str:
         """The one argument of `python -m perdure_worker`."""

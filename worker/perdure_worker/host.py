@@ -12,11 +12,12 @@ sockets, files or clock in here; only turns that suspend need the loop.  Runs in
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import OrderedDict, deque
 from typing import Any
 
-from perdure import codec
+from perdure import codec, protocol
 from perdure.errors import (
     DeadlineExceeded,
     DeadlockError,
@@ -28,7 +29,6 @@ from perdure.errors import (
 )
 from perdure.ids import id_from_name, is_id_of, slot_of
 from perdure.methods import Method
-from perdure_worker.cell import HostCell
 from perdure_worker.execution import Execution
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
 from perdure_worker.peers import Peer
@@ -40,17 +40,30 @@ __all__ = ["Host"]
 
 log = logging.getLogger("perdure.worker")
 
+_ITEM_ELEMENTS = len(protocol.Item._fields)
+_AVERAGED_BYTES_MAX = 64 * 1024
+"""Up to this size of a message, each waiting call in it counts as the average of them."""
+_EVICTIONS_MAX = 2_048
+"""Idle objects that are looked at in one go, so that a loop never stands still for long."""
+_EVICTION_LOOKS_MAX = 32
+"""Least recently used objects that are looked at to make room for a new one."""
+
 
 class Host(Execution):
     """All objects of one worker."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
         super().__init__(settings, parts)
+        self.slots = settings.slots
+        self.idle_evict_s = settings.idle_evict_s
+        self.live_objects_max = settings.live_objects_max
         self.live: OrderedDict[bytes, Resident] = OrderedDict()
         """By id, the least recently used first."""
         self.draining = False
         """Whether the worker stops: only calls that running turns wait for are still taken."""
         self.malformed = 0
+        self._timeout_s = settings.limits.call_timeout_s
+        self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
         self._runnable: deque[Resident] = deque()
         self._expiry = ExpiryWheel(parts.clock())
         self._unknown_fields: set[tuple[str, str]] = set()
@@ -68,29 +81,34 @@ class Host(Execution):
         now = self.clock()
         sent = stamp_ms / 1000
         base = sent if 0 < sent <= now else now
-        size = len(body) // len(items)
-        self.enter()
-        try:
-            for index in range(1, len(items)):
-                try:
-                    self._on_call(peer, items[index], base, now, size)
-                except (ValueError, TypeError):
-                    self._on_malformed(peer, items[index])
-            self._run_waiting(now)
-        finally:
-            self.leave()
+        # The average will do, unless one call may be much larger than others.
+        size = len(body) // max(1, len(items) - 1) if len(body) <= _AVERAGED_BYTES_MAX else None
+        self.in_turns(self._on_items, peer, items, base, now, size)
 
-    def _on_call(self, peer: Peer, item: Any, base: float, now: float, size: int) -> None:
+    def _on_items(self, peer: Peer, items: list[Any], base: float, now: float, size: int | None) -> None:
+        for index in range(1, len(items)):
+            try:
+                self._on_call(peer, items[index], base, now, size)
+            except (ValueError, TypeError):
+                self._on_malformed(peer, items[index], base, now, size)
+        self._run_waiting(now)
+
+    def _on_call(self, peer: Peer, item: Any, base: float, now: float, size: int | None) -> None:
         sequence, namespace, key, name, method_name, args, kwargs, timeout_ms, chain = item
+        if (
+            type(sequence) is not int
+            or type(args) is not list
+            or type(timeout_ms) is not int
+            or (kwargs and type(kwargs) is not dict)
+        ):
+            raise TypeError("a call's sequence and timeout are ints, its arguments a list and a map")
         resident = self.live.get(key)
         if resident is None or (name is not None and name != resident.name):
-            if type(sequence) is not int or type(args) is not list:
-                raise TypeError("a call's sequence is an int and its arguments a list")
             try:
                 if key == b"":
                     self.reply_value(peer, sequence, call_worker(self, method_name, args))
                     return
-                resident = self._admit(namespace, key, name, method_name)
+                resident = self._admit(namespace, key, name, method_name, chain)
             except PerdureError as error:
                 self.refuse(peer, sequence, error)
                 return
@@ -101,7 +119,8 @@ class Host(Execution):
                 self.refuse(peer, sequence, refusal)
                 return
             assert method is not None
-        deadline = base + (timeout_ms * 0.001 if 0 < timeout_ms < self._timeout_max_ms else self._timeout_s)
+        in_bounds = 0 < timeout_ms < self._timeout_max_ms
+        deadline = base + (timeout_ms * 0.001 if in_bounds else self._timeout(timeout_ms))
         self.live.move_to_end(key)
         if (
             resident.turn is None
@@ -115,6 +134,8 @@ class Host(Execution):
             else:
                 self._refuse_late(peer, sequence, now - deadline)
         else:
+            if size is None:
+                size = len(codec.encode(item))
             self._wait(resident, Waiting(peer, item, deadline, now, size))
 
     def _refusal(
@@ -130,9 +151,10 @@ class Host(Execution):
             return self._unknown_method(resident.cls.namespace, method_name)
         if not chain:
             return self._stopping() if self.draining else None
-        labels = [str(entry[1]) for entry in chain]
+        labels = _labels(chain)
         for index, entry in enumerate(chain):
-            if entry[0] == resident.key:
+            # An object without a running turn waits for nothing: it did not await the call, and has ended.
+            if entry[0] == resident.key and resident.turn is not None:
                 cycle = [*labels[index:], resident.label]
                 return DeadlockError(
                     f"{' -> '.join(cycle)}: the object waits for this call, and would for ever; "
@@ -146,7 +168,10 @@ class Host(Execution):
             )
         return None
 
-    def _admit(self, namespace: Any, key: Any, name: Any, method_name: Any) -> Resident:
+    def _timeout(self, timeout_ms: int) -> float:
+        return self._timeout_s if timeout_ms <= 0 else self._timeout_max_ms * 0.001
+
+    def _admit(self, namespace: Any, key: Any, name: Any, method_name: Any, chain: Any) -> Resident:
         cls = self.classes.get(namespace) if type(namespace) is str else None
         if cls is None:
             raise self._unknown_namespace(namespace)
@@ -162,12 +187,14 @@ class Host(Execution):
             return resident
         if slot_of(key, self.slot_count) not in self.slots:
             raise ShardUnavailable("this worker does not own the object's slot; the slot map has changed")
-        if self.draining:
+        if self.draining and not chain:
             raise self._stopping()
+        if chain:
+            _labels(chain)
         if len(self.live) >= self.live_objects_max:
             self._evict_least_recently_used()
         resident = self.live[key] = Resident(cls, key, name)
-        self.begin_start(resident)
+        self.begin_start(resident, chain)
         return resident
 
     def _unknown_namespace(self, namespace: Any) -> UnknownNamespace:
@@ -189,20 +216,28 @@ class Host(Execution):
 
     def _readable_items(self, peer: Peer, body: bytes) -> list[Any]:
         # One undecodable call (say of a newer client's type) is refused alone, the others run.
-        items: list[Any] = []
-        for part in codec.split_array(body):
+        parts = codec.split_array(body)
+        items = [codec.decode(part) for part in parts[:1]]
+        for part in parts[1:]:
             try:
                 items.append(codec.decode(part))
             except InvalidArgument as error:
-                sequence = codec.decode(codec.split_array(part)[0])
                 self.malformed += 1
-                self.refuse(peer, sequence, error)
+                sequence = _sequence_of(part)
+                if sequence is not None:
+                    self.refuse(peer, sequence, error)
         return items
 
-    def _on_malformed(self, peer: Peer, item: Any) -> None:
+    def _on_malformed(self, peer: Peer, item: Any, base: float, now: float, size: int | None) -> None:
+        if type(item) is list and len(item) > _ITEM_ELEMENTS:
+            # Of a newer client, which may say more than this worker understands.
+            del item[_ITEM_ELEMENTS:]
+            with contextlib.suppress(ValueError, TypeError):
+                self._on_call(peer, item, base, now, size)
+                return
         self.malformed += 1
         if type(item) is list and item and type(item[0]) is int:
-            self.refuse(peer, item[0], InvalidArgument("a call has nine elements; see docs/PROTOCOL.md"))
+            self.refuse(peer, item[0], InvalidArgument("this is no call; docs/PROTOCOL.md says what one is"))
 
     def _refuse_late(self, peer: Peer, sequence: int, late_s: float) -> None:
         self.refuse(
@@ -216,11 +251,10 @@ class Host(Execution):
     def _wait(self, resident: Resident, waiting: Waiting) -> None:
         item = waiting.item
         assert item is not None
-        if resident.instance is None and resident.turn is None and resident.start_error is not None:
-            if waiting.arrived < resident.retry_at:
-                self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
-                return
-            self.begin_start(resident)
+        if resident.instance is None and resident.turn is None:
+            # Its start failed, or it aborted itself.
+            if resident.start_error is None or waiting.arrived > resident.retry_at:
+                self.begin_start(resident, item[8])
             if resident.start_error is not None:
                 self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
                 return
@@ -241,10 +275,16 @@ class Host(Execution):
         if resident.mailbox is not None:
             self._runnable.append(resident)
 
+    def touch(self, resident: Resident) -> None:
+        """The object was in use until now."""
+        resident.used = self.clock()
+        self.live.move_to_end(resident.key)
+
     def fail_waiting(self, resident: Resident, error: BaseException) -> None:
         """Every waiting call of the object gets this error."""
         mailbox, resident.mailbox = resident.mailbox, None
         while mailbox is not None and (waiting := mailbox.pop()) is not None:
+            self._expiry.remove(waiting)
             if waiting.item is not None:
                 self.reply_failure(resident, waiting.peer, waiting.item[0], error)
 
@@ -263,9 +303,11 @@ class Host(Execution):
             if waiting is None or waiting.item is None:
                 continue
             budget -= 1
+            self._expiry.remove(waiting)
             sequence, _, _, _, method_name, args, kwargs, _, chain = waiting.item
             method = resident.cls.methods[method_name]
             resident.used = now
+            self.live.move_to_end(resident.key)
             if now < waiting.deadline:
                 self.run_turn(resident, waiting.peer, sequence, method, args, kwargs, waiting.deadline, chain)
             else:
@@ -276,11 +318,7 @@ class Host(Execution):
 
     def run_waiting(self) -> None:
         """Goes on with waiting calls, after `want_turns`."""
-        self.enter()
-        try:
-            self._run_waiting(self.clock())
-        finally:
-            self.leave()
+        self.in_turns(self._run_waiting, self.clock())
 
     # --- time
 
@@ -291,34 +329,45 @@ class Host(Execution):
             self._refuse_late(peer, item[0], 0.0)
 
     def evict_idle(self) -> int:
-        """Call about every second: drops objects without events for `idle_evict_s`; how many went."""
+        """Drops objects without events for `idle_evict_s`, a bounded number at a time; how many went."""
         before = self.clock() - self.idle_evict_s
         gone = 0
-        for key, resident in list(self._oldest(before)):
-            if self._evictable(resident):
-                del self.live[key]
+        for resident in self._oldest(before):
+            if self._leaves_memory(resident):
                 gone += 1
+            else:
+                self.touch(resident)  # in use; so that many of them do not hide the idle ones behind them
         return gone
 
-    def _oldest(self, before: float) -> list[tuple[bytes, Resident]]:
-        rows: list[tuple[bytes, Resident]] = []
-        for key, resident in self.live.items():
-            if resident.used > before:
+    def _oldest(self, before: float) -> list[Resident]:
+        residents: list[Resident] = []
+        for resident in self.live.values():
+            if resident.used > before or len(residents) >= _EVICTIONS_MAX:
                 break
-            rows.append((key, resident))
-        return rows
+            residents.append(resident)
+        return residents
 
     def _evict_least_recently_used(self) -> None:
-        # The busy ones are passed over; when all are busy the cap gives way, never an object in use.
-        for key, resident in self.live.items():
-            if self._evictable(resident):
-                del self.live[key]
+        # The busy ones are passed over; when many are busy the cap gives way, never an object in use.
+        for _ in range(min(len(self.live), _EVICTION_LOOKS_MAX)):
+            resident = next(iter(self.live.values()))
+            if not self._leaves_memory(resident):
+                self.touch(resident)
+            elif len(self.live) < self.live_objects_max:
                 return
 
-    def _evictable(self, resident: Resident) -> bool:
-        return (
-            resident.turn is None and resident.mailbox is None and resident.ticket <= self.committer.durable
-        )
+    def _leaves_memory(self, resident: Resident) -> bool:
+        """Drops the object if nothing of it is open; whether it went."""
+        if (
+            resident.turn is not None
+            or resident.mailbox is not None
+            or resident.calls
+            or resident.ticket > self.durable
+            or (resident.instance is not None and self.save_strays(resident))
+        ):
+            return False
+        del self.live[resident.key]
+        return True
 
     # --- stopping
 
@@ -326,6 +375,8 @@ class Host(Execution):
         """Takes no new calls, and answers those that wait as not executed."""
         self.draining = True
         for resident in self.live.values():
+            if resident.turn is None and resident.instance is not None:
+                self.save_strays(resident)
             mailbox = resident.mailbox
             if mailbox is None:
                 continue
@@ -335,6 +386,7 @@ class Host(Execution):
                 if item is not None and item[8]:
                     kept.append(waiting)
                 elif item is not None:
+                    self._expiry.remove(waiting)
                     self.refuse(waiting.peer, item[0], self._stopping())
             for waiting in kept:
                 mailbox.push(waiting, self.limits)
@@ -359,10 +411,6 @@ class Host(Execution):
         """Objects with a running turn or waiting calls."""
         return sum(r.turn is not None or r.mailbox is not None for r in self.live.values())
 
-    def make_cell(self, resident: Resident) -> HostCell:
-        """The object's side of this host."""
-        return HostCell(self, resident)
-
     def unknown_field(self, namespace: str, field: str) -> None:
         """A stored field that the class no longer has: kept, and said once per class and field."""
         if (namespace, field) not in self._unknown_fields:
@@ -371,3 +419,19 @@ class Host(Execution):
                 "a stored field is not declared by the class any more; its value is kept",
                 extra={"namespace": namespace, "field": field},
             )
+
+
+def _labels(chain: Any) -> list[str]:
+    """The objects of a chain as text; `TypeError` for what is no chain."""
+    if type(chain) is not list or not all(type(entry) is list and len(entry) == 2 for entry in chain):
+        raise TypeError("a chain is a list of [id, label]")
+    return [str(label) for _, label in chain]
+
+
+def _sequence_of(item: bytes) -> int | None:
+    """The sequence of an encoded call that cannot be decoded as a whole."""
+    try:
+        sequence = codec.decode(codec.split_array(item)[0])
+    except (InvalidArgument, IndexError):
+        return None
+    return sequence if type(sequence) is int else None

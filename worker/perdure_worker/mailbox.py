@@ -15,12 +15,13 @@ from perdure_worker.peers import Peer
 __all__ = ["ExpiryWheel", "Mailbox", "Waiting"]
 
 _TICKS_PER_S = 20
+_EXPIRED_KEPT = 64
 
 
 class Waiting:
     """One waiting call."""
 
-    __slots__ = ("arrived", "deadline", "item", "peer", "size")
+    __slots__ = ("arrived", "bucket", "deadline", "item", "peer", "size")
 
     def __init__(self, peer: Peer, item: list[Any], deadline: float, arrived: float, size: int) -> None:
         self.peer = peer
@@ -29,6 +30,8 @@ class Waiting:
         self.deadline = deadline
         self.arrived = arrived
         self.size = size
+        self.bucket = 0
+        """Where the `ExpiryWheel` keeps it."""
 
 
 class Mailbox:
@@ -80,6 +83,9 @@ class Mailbox:
         if item is not None:
             waiting.item = None
             self._left(waiting)
+            if len(self._calls) > 2 * self.count + _EXPIRED_KEPT:
+                # Behind a call that waits for long, expired ones would pile up without a bound.
+                self._calls = deque(call for call in self._calls if call.item is not None)
         return item
 
     def _left(self, waiting: Waiting) -> None:
@@ -93,23 +99,38 @@ class Mailbox:
 
 
 class ExpiryWheel:
-    """Waiting calls by deadline, in buckets of 50 ms."""
+    """Waiting calls by deadline, in buckets of 50 ms.  It holds no call that has started."""
 
     def __init__(self, now: float) -> None:
-        self._buckets: dict[int, list[tuple[Mailbox, Waiting]]] = {}
+        self._buckets: dict[int, dict[Waiting, Mailbox]] = {}
         self._done = int(now * _TICKS_PER_S)
 
+    def __len__(self) -> int:
+        return sum(len(calls) for calls in self._buckets.values())
+
     def add(self, mailbox: Mailbox, waiting: Waiting) -> None:
-        """The call is given back by `due` within 50 ms after its deadline, unless it started before."""
-        bucket = max(int(waiting.deadline * _TICKS_PER_S) + 1, self._done)
-        self._buckets.setdefault(bucket, []).append((mailbox, waiting))
+        """The call is given back by `due` within 50 ms after its deadline, unless it is removed before."""
+        bucket = waiting.bucket = max(int(waiting.deadline * _TICKS_PER_S) + 1, self._done)
+        calls = self._buckets.get(bucket)
+        if calls is None:
+            self._buckets[bucket] = {waiting: mailbox}
+        else:
+            calls[waiting] = mailbox
+
+    def remove(self, waiting: Waiting) -> None:
+        """The call starts, or was answered."""
+        calls = self._buckets.get(waiting.bucket)
+        if calls is not None:
+            calls.pop(waiting, None)
+            if not calls:
+                del self._buckets[waiting.bucket]
 
     def due(self, now: float) -> list[tuple[Peer, list[Any]]]:
         """(peer, item) of calls that waited past their deadline; they have left their mailboxes."""
         current = int(now * _TICKS_PER_S)
         expired: list[tuple[Peer, list[Any]]] = []
         for bucket in range(self._done, current + 1) if self._buckets else ():
-            for mailbox, waiting in self._buckets.pop(bucket, ()):
+            for waiting, mailbox in self._buckets.pop(bucket, {}).items():
                 item = mailbox.expire(waiting)
                 if item is not None:
                     expired.append((waiting.peer, item))

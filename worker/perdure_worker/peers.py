@@ -56,6 +56,8 @@ class Peers:
             if len(self._peers) >= _LIMITS.peers_max:
                 self._peers.popitem(last=False)
             peer = self._peers[key] = Peer(identity, origin, raw=raw)
+        else:
+            self._peers.move_to_end(key)
         return peer
 
     def forget(self, identity: bytes) -> None:

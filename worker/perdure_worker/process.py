@@ -2,13 +2,15 @@
 
 One door (a ROUTER whose endpoint carries this incarnation's epoch), one event loop, one store.  It
 ends with its supervisor, stops in order on SIGTERM, and ends at once when a write to its store fails.
+An ordered stop leaves nobody with an unknown outcome: new calls are answered as not executed, and the
+door closes when turns have ended, here and in the workers whose turns may call objects here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
+import hashlib
 import logging
 import os
 import random
@@ -18,6 +20,7 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +31,15 @@ import zmq
 from perdure import codec, lifeline, logs, protocol
 from perdure.calls import Caller
 from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer, open_router
-from perdure.errors import InvalidArgument, PerdureError, to_wire
+from perdure.errors import InvalidArgument, PerdureError, ShardUnavailable, to_wire
+from perdure.exits import WorkerExit
 from perdure.limits import Limits
 from perdure.links import DoorLinks
-from perdure.remote_errors import load_exception
+from perdure.remote_errors import ExceptionLoader
 from perdure.slotmap import slot_map_from_wire
 from perdure_storage.commit import Committer
 from perdure_storage.engine import Engine
-from perdure_storage.errors import NewerFormat, ShardLocked, StaleEpoch
+from perdure_storage.errors import DamagedRecord, NewerFormat, ShardDamaged, ShardLocked, StaleEpoch
 from perdure_storage.memory import MemoryEngine
 from perdure_storage.shard import open_shard
 from perdure_worker.config import WorkerConfig
@@ -45,21 +49,28 @@ from perdure_worker.peers import Peer, Peers
 from perdure_worker.registry import ObjectClass
 from perdure_worker.settings import Collaborators, HostSettings
 
-__all__ = ["EXIT_APPLICATION", "Worker", "main"]
+__all__ = ["Worker", "main"]
 
 log = logging.getLogger("perdure.worker")
 
-EXIT_STALE_EPOCH, EXIT_DAMAGED, EXIT_NEWER_FORMAT, EXIT_LOCKED, EXIT_APPLICATION = 71, 72, 73, 74, 78
-_EXITS = ((StaleEpoch, EXIT_STALE_EPOCH), (NewerFormat, EXIT_NEWER_FORMAT), (ShardLocked, EXIT_LOCKED))
+_EXITS = (
+    (StaleEpoch, WorkerExit.STALE_EPOCH),
+    (ShardDamaged | DamagedRecord, WorkerExit.SHARD_DAMAGED),
+    (NewerFormat, WorkerExit.NEWER_FORMAT),
+    (ShardLocked, WorkerExit.SHARD_LOCKED),
+)
+"""What each error of opening the store means; any other may pass, and the data is left as it is."""
 
 _LIMITS = Limits()
 _TICK_S = 0.05
-_EVICT_S = 1.0
+_FOLLOW_S = 1.0
 _SEND_AGAIN_S = 0.005
+_DRAIN_LOOK_S = 0.01
+_GOODBYE_LOOK_S = 0.002
 _LAST_WORDS_MS = 1_000
 """How long a stopping door may take to hand its last replies to the kernel."""
 # The committer thread needs the interpreter right after fdatasync; with Python's 5 ms it waited that
-# long behind a busy loop.  See docs/decisions/0004-figures-of-the-loop.md.
+# long behind a busy loop.  See docs/decisions/0005-figures-of-the-loop.md.
 _SWITCH_INTERVAL_S = 0.0005
 # A hundred thousand live objects make full collections slow and useless: they are not garbage.
 _GC_THRESHOLDS = (50_000, 20, 100)
@@ -80,11 +91,13 @@ class Worker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._flush_wanted = False
         self._turns_wanted = False
-        self._again: asyncio.TimerHandle | None = None
+        self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._backlog: dict[bytes, deque[tuple[bytes, bytes]]] = {}
         self._backlog_bytes: dict[bytes, int] = {}
         self._acknowledged: set[bytes] = set()
-        self._stopping = False
+        self._may_close = False  # the supervisor says: no turn of another worker can call this one
+        self._closing = False  # nothing is let in any more, not even what turns elsewhere call
+        self._closed = False
         self._counts = {"refused_messages": 0, "dropped_replies": 0}
         self._peers = Peers(config.index, config.epoch)
         self._home = Peer(b"", None, raw=False)
@@ -99,7 +112,7 @@ class Worker:
             secrets.token_bytes(16),
             clock=time.monotonic,
             random_source=random.Random(),  # noqa: S311 - jitter of retries, not a secret
-            load_exception=load_exception,
+            load_exception=ExceptionLoader().load,
             want_flush=self._flush_caller_soon,
             want_map=_nothing,
         )
@@ -135,51 +148,82 @@ class Worker:
 
     # --- the story of a worker
 
-    async def run(self) -> None:
-        """Serves until it is told to stop."""
+    async def run(self) -> WorkerExit:
+        """Serves until it is told to stop, and stops in order."""
         stop = asyncio.Event()
-        self._stop = stop
         self._loop.add_signal_handler(signal.SIGTERM, stop.set)
         self._tick()
+        self._follow()
         self._ready()
         log.info("worker is up", extra={"epoch": self._config.epoch, "slots": list(self._config.slots)})
         await stop.wait()
-        await self._shut_down()
+        await self._drain()
+        await self._say_goodbye()
+        cut = self._host.busy
+        self._close()
+        if cut:
+            log.error("worker stopped; turns that had not ended were cut off", extra={"objects": cut})
+            return WorkerExit.TURNS_CUT
+        log.info("worker stopped", extra={"epoch": self._config.epoch, "turns": self._host.turns})
+        return WorkerExit.STOPPED
 
-    async def _shut_down(self) -> None:
-        """An ordered stop: nobody is left with an unknown outcome."""
-        host, began = self._host, time.monotonic()
-        # 1. Take no new calls; what waits is answered as not executed, running turns go on.
-        self._stopping = True
-        host.drain()
-        self._flush()
-        # 2. Running turns end, bounded by drain_timeout_s.
-        while host.busy and time.monotonic() - began < _LIMITS.drain_timeout_s:
-            await asyncio.sleep(_TICK_S / 5)
-        # 3. What they wrote becomes durable and their answers leave.
-        while self._committer.dirty or self._committer.uncommitted_bytes or len(host.gate):
+    async def _drain(self) -> None:
+        """Takes no new calls, and lets running turns end, here and where they may call this worker.
+
+        At most for `drain_timeout_s`, whatever the supervisor says.  At return all that was written is
+        durable and told, and nothing more is let in.
+        """
+        began = self._loop.time()
+        self._host.drain()
+        told = False
+        while self._loop.time() - began < _LIMITS.drain_timeout_s:
             self._flush()
-            await asyncio.sleep(_TICK_S / 25)
+            # Quiet is of this moment: calls of other workers' turns may start turns here until the end.
+            if self._is_quiet():
+                if self._may_close:
+                    break
+                told = told or self._tell("quiet")
+            await asyncio.sleep(_DRAIN_LOOK_S)
+        self._closing = True
+        groups = self._committer
+        last = groups.group if groups.dirty else groups.group - 1
+        while groups.durable < last:
+            self._flush()
+            await asyncio.sleep(_GOODBYE_LOOK_S)
+
+    def _is_quiet(self) -> bool:
+        """No turn runs or waits, no write or output waits for the disk, no call of ours is on its way."""
+        return (
+            not self._committer.uncommitted_bytes
+            and not len(self._host.gate)
+            and not self._host.busy
+            and all(call.answer.done() for call in self._caller.pending.values())
+        )
+
+    async def _say_goodbye(self) -> None:
+        """Peers say when they have sent their last message, so that none vanishes with the socket."""
         self._flush()
-        # 4. Peers learn that the door closes, and say when they have sent their last message: whatever
-        #    was on its way is answered as not executed instead of vanishing with the socket.
+        goodbye = protocol.header(protocol.GOODBYE, self._config.index, self._config.epoch)
         waiting = self._peers.identities()
         for identity in waiting:
-            self._send(
-                identity, protocol.header(protocol.GOODBYE, self._config.index, self._config.epoch), b""
-            )
-        began = time.monotonic()
-        while waiting - self._acknowledged and time.monotonic() - began < _LIMITS.goodbye_timeout_s:
-            await asyncio.sleep(_TICK_S / 25)
+            self._send(identity, goodbye, b"")
+        began = self._loop.time()
+        while waiting - self._acknowledged and self._loop.time() - began < _LIMITS.goodbye_timeout_s:
+            await asyncio.sleep(_GOODBYE_LOOK_S)
             waiting &= self._peers.identities()
         self._flush()
-        # 5. The last replies reach the kernel, then everything is closed.
+
+    def _close(self) -> None:
+        """The last writes reach the disk, the last replies the kernel, then everything is closed."""
+        self._committer.close()
+        self._closed = True
+        for timer in self._timers.values():
+            timer.cancel()
         self._links.close()
         self._door.close(_LAST_WORDS_MS)
         self._control.close(_LAST_WORDS_MS)
-        self._committer.close()
+        self._host.close()
         self._context.term()
-        log.info("worker stopped", extra={"epoch": self._config.epoch, "turns": host.turns})
 
     # --- messages at the door
 
@@ -214,7 +258,10 @@ class Worker:
         self, identity: bytes, origin: bytes | None, head: protocol.Header, header: bytes, body: bytes
     ) -> None:
         if head.kind == protocol.BATCH:
-            self._host.on_calls(self._peers.get(identity, origin), body, head.stamp)
+            if self._closing:
+                self._send_refusal(identity, origin, ShardUnavailable("this worker is stopping"), body)
+            else:
+                self._host.on_calls(self._peers.get(identity, origin), body, head.stamp)
         elif head.kind == protocol.CALL:
             call = protocol.read_call_header(header)
             peer = self._peers.get(identity, origin, raw=True)
@@ -231,6 +278,10 @@ class Worker:
         self._counts["refused_messages"] += 1
         if self._counts["refused_messages"] % 1000 == 1:
             log.warning("a message was refused: %s", error, extra=dict(self._counts))
+        self._send_refusal(identity, origin, error, body)
+
+    def _send_refusal(self, identity: bytes, origin: bytes | None, error: PerdureError, body: bytes) -> None:
+        """Nothing of the batch ran; it goes back whole, so that its sender knows of which calls."""
         header = protocol.header(protocol.REFUSED, self._config.index, self._config.epoch)
         answer = codec.encode([*to_wire(error), body if len(body) <= _LIMITS.batch_bytes_max else None])
         if origin is not None:
@@ -253,6 +304,8 @@ class Worker:
     def _flush(self) -> None:
         """End of a tick: commits start, then replies leave, one message per peer."""
         self._flush_wanted = False
+        if self._closed:
+            return
         self._committer.flush()
         if self._peers.dirty:
             for identity, header, body in self._peers.take_messages(msgpack.packb):
@@ -268,8 +321,7 @@ class Worker:
                 return
             queue = self._backlog[identity] = deque()
             self._backlog_bytes[identity] = 0
-            if self._again is None:
-                self._again = self._loop.call_later(_SEND_AGAIN_S, self._send_backlog)
+            self._later(_SEND_AGAIN_S, self._send_backlog)
         if self._backlog_bytes[identity] + len(body) > _LIMITS.reply_queue_bytes_max:
             self._counts["dropped_replies"] += 1
             return
@@ -286,14 +338,13 @@ class Worker:
         return True
 
     def _send_backlog(self) -> None:
-        self._again = None
         for identity, queue in list(self._backlog.items()):
             while queue and self._send_now(identity, *queue[0]):
                 self._backlog_bytes[identity] -= len(queue.popleft()[1])
             if not queue:
                 del self._backlog[identity], self._backlog_bytes[identity]
         if self._backlog:
-            self._again = self._loop.call_later(_SEND_AGAIN_S, self._send_backlog)
+            self._later(_SEND_AGAIN_S, self._send_backlog)
 
     def _want_turns(self) -> None:
         if not self._turns_wanted:
@@ -302,8 +353,9 @@ class Worker:
 
     def _run_turns(self) -> None:
         self._turns_wanted = False
-        self._host.run_waiting()
-        self._flush()
+        if not self._closed:
+            self._host.run_waiting()
+            self._flush()
 
     # --- calls of this worker's objects to others
 
@@ -312,7 +364,7 @@ class Worker:
 
     def _flush_caller(self) -> None:
         if self._caller.flush(self._send_call):
-            self._loop.call_later(_SEND_AGAIN_S, self._flush_caller)
+            self._later(_SEND_AGAIN_S, self._flush_caller)
 
     def _send_call(self, worker: int, epoch: int, header: bytes, body: bytes) -> bool:
         if worker != self._config.index:
@@ -323,8 +375,9 @@ class Worker:
         return True
 
     def _on_home_call(self, body: bytes, stamp: int) -> None:
-        self._host.on_calls(self._home, body, stamp)
-        self._flush()
+        if not self._closed:
+            self._host.on_calls(self._home, body, stamp)
+            self._flush()
 
     def _on_link_message(self, worker: int, epoch: int, head: protocol.Header, body: bytes) -> None:
         if head.kind == protocol.REPLIES:
@@ -344,51 +397,58 @@ class Worker:
                 if self._caller.on_map(slot_map):
                     self._links.follow(slot_map, skip=self._config.index)
                     self._flush_caller()
-            elif message.get("type") == "stop":
-                self._stop.set()
+            elif message.get("type") == "close":
+                self._may_close = True
         except (PerdureError, AttributeError, KeyError) as error:
             log.error("the supervisor sent what is no message: %s", error)
 
     def _ready(self) -> None:
-        try:
-            self._control.send((codec.encode({**self._who("ready"), "endpoint": self._config.door}),))
-        except WouldBlock:  # the connection is not up yet
-            self._loop.call_later(_SEND_AGAIN_S, self._ready)
-        else:
-            self._loop.call_later(_LIMITS.heartbeat_interval_s, self._beat)
+        if self._tell("ready", endpoint=self._config.door):
+            self._later(_LIMITS.heartbeat_interval_s, self._beat)
+        else:  # the connection is not up yet
+            self._later(_SEND_AGAIN_S, self._ready)
 
     def _beat(self) -> None:
-        self._loop.call_later(_LIMITS.heartbeat_interval_s, self._beat)
-        with contextlib.suppress(WouldBlock):  # a supervisor that does not read is not this worker's trouble
-            self._control.send(
-                (codec.encode({**self._who("beat"), "stats": {**self._host.stats(), **self._counts}}),)
-            )
+        self._later(_LIMITS.heartbeat_interval_s, self._beat)
+        self._tell("beat", stats={**self._host.stats(), **self._counts})
 
-    def _who(self, kind: str) -> dict[str, Any]:
-        config = self._config
-        return {
-            "type": kind,
-            "role": "worker",
-            "index": config.index,
-            "epoch": config.epoch,
-            "pid": os.getpid(),
-        }
+    def _tell(self, kind: str, **facts: Any) -> bool:
+        """A message to the supervisor; False when it cannot leave now."""
+        index, epoch = self._config.index, self._config.epoch
+        who = {"role": "worker", "index": index, "epoch": epoch, "pid": os.getpid()}
+        try:
+            self._control.send((codec.encode({"type": kind, **who, **facts}),))
+        except WouldBlock:
+            return False
+        return True
 
-    def _tick(self, evict_at: float = 0.0) -> None:
+    # --- time
+
+    def _tick(self) -> None:
+        self._later(_TICK_S, self._tick)
         self._host.tick()
         self._caller.tick()
-        now = self._loop.time()
-        if now >= evict_at:
-            self._host.evict_idle()
-            if self._caller.map is not None:  # opens again what a door closed without dying
-                self._links.follow(self._caller.map, skip=self._config.index)
-            evict_at = now + _EVICT_S
+        self._host.evict_idle()
         self._flush()
-        self._loop.call_later(_TICK_S, self._tick, evict_at)
+
+    def _follow(self) -> None:
+        """Opens the links again that a door closed without dying."""
+        self._later(_FOLLOW_S, self._follow)
+        if self._caller.map is not None:
+            self._links.follow(self._caller.map, skip=self._config.index)
+
+    def _later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """A timer for the callback, unless it has one already; `_close` cancels all."""
+        if callback not in self._timers and not self._closed:
+            self._timers[callback] = self._loop.call_later(delay_s, self._on_time, callback)
+
+    def _on_time(self, callback: Callable[[], None]) -> None:
+        del self._timers[callback]
+        callback()
 
 
-def main(argument: str) -> int:
-    """Runs a worker; the exit code tells the supervisor why it ended (see supervision's table)."""
+def main(argument: str) -> WorkerExit:
+    """Runs a worker; the exit code tells the supervisor why it ended."""
     config = WorkerConfig.from_json(argument)
     logs.setup(f"worker-{config.index}", log_json=config.log_json, level=config.log_level)
     lifeline.end_with(config.parent)
@@ -397,27 +457,44 @@ def main(argument: str) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         classes = load_application(config.app)
-        engine: Engine = (
-            MemoryEngine()
-            if config.engine == "memory"
-            else open_shard(Path(config.shard), epoch=config.epoch)
-        )
     except ApplicationError as error:
-        log.error("the application cannot be loaded: %s", error)
-        return EXIT_APPLICATION
-    except PerdureError as error:
+        level = logging.ERROR if _is_first_to_say(str(error), config) else logging.DEBUG
+        log.log(level, "the application cannot be loaded: %s", error)
+        return WorkerExit.APP_NOT_LOADED
+    try:
+        shard = Path(config.shard)
+        engine = MemoryEngine() if config.engine == "memory" else open_shard(shard, epoch=config.epoch)
+    except Exception as error:
         log.critical("the store cannot be opened: %s", error, extra={"shard": config.shard})
-        return next((code for kind, code in _EXITS if isinstance(error, kind)), EXIT_DAMAGED)
+        return next((code for kind, code in _EXITS if isinstance(error, kind)), WorkerExit.STORE_UNAVAILABLE)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     gc.set_threshold(*_GC_THRESHOLDS)
     gc.freeze()
-    uvloop.run(_serve(config, classes, engine))
-    return 0
+    return uvloop.run(_serve(config, classes, engine))
+
+
+def _is_first_to_say(text: str, config: WorkerConfig) -> bool:
+    """Whether no other worker of this run has said it: all load one application and meet one error.
+
+    Any of them may be the first to end, and the supervisor then ends the others.
+    """
+    digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
+    try:  # a mark among the sockets of this run, which goes with them
+        Path(config.door.removeprefix("ipc://")).with_name(f"said.{digest}").touch(0o600, exist_ok=False)
+    except OSError as error:
+        return not isinstance(error, FileExistsError)
+    return True
 
 
 def _nothing() -> None:
     """The supervisor sends maps by itself, and the loop flushes at the end of each tick."""
 
 
-async def _serve(config: WorkerConfig, classes: dict[str, ObjectClass], engine: Engine) -> None:
-    await Worker(config, classes, engine, asyncio.get_running_loop()).run()
+async def _serve(config: WorkerConfig, classes: dict[str, ObjectClass], engine: Engine) -> WorkerExit:
+    code = await Worker(config, classes, engine, asyncio.get_running_loop()).run()
+    if code is WorkerExit.TURNS_CUT:
+        # All is stored and closed.  A thread that works on, or a method that catches its cancellation,
+        # must not hold up the end of the process.
+        logging.shutdown()
+        os._exit(code)
+    return code

@@ -5,7 +5,8 @@ Names that come from outside are looked up in these tables and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from perdure.fields import DurableField, collect_fields
 from perdure.methods import Method, callable_methods
@@ -18,7 +19,7 @@ __all__ = ["ObjectClass", "register"]
 class ObjectClass:
     """One user class as the host needs it."""
 
-    __slots__ = ("cls", "field_rows", "fields", "has_init", "has_on_start", "methods", "namespace")
+    __slots__ = ("begin", "cls", "field_rows", "fields", "methods", "namespace")
 
     def __init__(self, cls: type[DurableObject]) -> None:
         self.cls = cls
@@ -27,14 +28,26 @@ class ObjectClass:
         self.fields: tuple[DurableField, ...] = tuple(collect_fields(cls))
         self.field_rows = tuple(keys.FIELD + field.name.encode() for field in self.fields)
         """The tail of each field's key on disk, parallel to `fields`."""
-        self.has_init = cls.__init__ is not object.__init__
-        self.has_on_start = cls.on_start is not DurableObject.on_start
+        self.begin = _beginning(cls)
+        """What runs before the first turn of an incarnation; None where there is nothing of the user's."""
         for method in self.methods.values():
             if method.is_generator:
                 raise TypeError(
                     f"{cls.__qualname__}.{method.name} is an async generator; "
                     "streaming methods are not supported by this version"
                 )
+
+
+def _beginning(cls: type[DurableObject]) -> Callable[[Any], Any] | None:
+    has_init = cls.__init__ is not object.__init__
+    has_on_start = cls.on_start is not DurableObject.on_start
+
+    def begin(instance: Any) -> Any:
+        if has_init:
+            instance.__init__()
+        return instance.on_start() if has_on_start else None
+
+    return begin if has_init or has_on_start else None
 
 
 def register(classes: Iterable[type[DurableObject]]) -> dict[str, ObjectClass]:

@@ -38,8 +38,9 @@ class Resident:
     """A live object.  Only the host changes it."""
 
     __slots__ = (
-        "cell",
+        "calls",
         "cls",
+        "doomed",
         "failures",
         "instance",
         "key",
@@ -66,6 +67,10 @@ class Resident:
         """The user's object; None until its start has succeeded."""
         self.turn: Any = None
         """The running turn; None exactly when the object may start another."""
+        self.doomed: BaseException | None = None
+        """Why the running turn cannot end well any more, whatever its method does."""
+        self.calls = 0
+        """Calls to other objects whose outcome is not here yet."""
         self.mailbox: Mailbox | None = None
         """None while nothing waits."""
         self.ticket = 0
@@ -81,7 +86,6 @@ class Resident:
         self.storage: ObjectStorage | None = None
         self.undo: list[Any] | None = None
         """`saved` as it was before this turn's delete_all; None when there was none."""
-        self.cell: Any = None
         self.used = 0.0
         """When its last turn started, in seconds of the worker's clock."""
         self.failures = 0

@@ -25,7 +25,7 @@ class BlockingThreads:
         self._loop = loop
         self._pool: ThreadPoolExecutor | None = None  # most workers never need one
 
-    async def run(self, function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    async def run(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
         """The function's result or exception; a cancellation is raised when the function has ended."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(THREADS_MAX, "perdure-blocking")

@@ -32,8 +32,10 @@ def call_worker(host: Host, method: Any, args: list[Any]) -> Any:
 
 def _list(host: Host, namespace: str, prefix: str, limit: int, after: bytes) -> list[list[Any]]:
     """Rows ``[position, id, name]`` behind position `after`, in order."""
-    if not 1 <= limit <= host.limits.list_entries_max:
-        raise InvalidArgument(f"limit is 1 to {host.limits.list_entries_max}, not {limit}")
+    if not isinstance(namespace, str) or not isinstance(prefix, str) or not isinstance(after, bytes):
+        raise InvalidArgument("list takes a namespace, a prefix (str), a limit and a position (bytes)")
+    if not isinstance(limit, int) or not 1 <= limit <= host.limits.list_entries_max:
+        raise InvalidArgument(f"limit is 1 to {host.limits.list_entries_max}, not {limit!r:.80}")
     base = keys.names_prefix(namespace, named=False)[:-1]
     start = keys.names_key(namespace, prefix, b"") if prefix else base
     stop = keys.prefix_end(start)

@@ -1,0 +1,230 @@
+"""An ordered stop while turns run that call objects of other workers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure import Client, NotExecuted, OutcomeUnknown, PerdureError, connect
+from perdure.exits import WorkerExit
+from perdure.ids import id_from_name
+from perdure.limits import Limits
+from perdure_cli.errors import RunExit
+
+from .cluster import DEADLINE_S, Cluster, running_cluster
+
+pytestmark = pytest.mark.processes
+
+APP = Path(__file__).with_name("drain_app.py")
+LIMITS = Limits()
+CALLERS = 12
+TURN_S = 0.3
+DETOUR_S = 0.2
+RETRIES_END_S = 4.0
+"""Calls are repeated for this long when the cluster is gone; ten times what a turn takes."""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with running_cluster(APP, tmp_path / "data", workers=2, options=["--log-level", "debug"]) as running:
+        yield running
+
+
+def names_on(client: Client, worker: int, namespace: str, count: int) -> list[str]:
+    """Names of objects that live on that worker."""
+    slot_map = client.slot_map
+    assert slot_map is not None
+    candidates = (f"n{number}" for number in range(10_000))
+    there = (name for name in candidates if slot_map.worker_of(id_from_name(namespace, name).key) == worker)
+    return [next(there) for _ in range(count)]
+
+
+class Load:
+    """Callers that repeat their calls until `stopped`; counts what was answered and keeps the errors."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self.answered: dict[str, int] = {}
+        self.errors: list[PerdureError] = []
+
+    async def repeat(self, kind: str, call: Callable[[], Awaitable[object]]) -> None:
+        while not self.stopped:
+            try:
+                await call()
+                self.answered[kind] = self.answered.get(kind, 0) + 1
+            except PerdureError as error:
+                self.errors.append(error)
+
+    def unexpected(self) -> list[PerdureError]:
+        return [error for error in self.errors if not isinstance(error, NotExecuted)]
+
+
+def exit_codes(cluster: Cluster) -> list[int]:
+    """Of the workers that ended so far."""
+    return [
+        line["code"]
+        for line in cluster.log()
+        if line["message"].startswith("worker-") and " ended: " in line["message"]
+    ]
+
+
+async def turns(client: Client, worker: int) -> int:
+    """Turns that have begun on that worker."""
+    return int((await client.stats())[worker]["turns"])
+
+
+async def until_turns(client: Client, worker: int, count: int) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while await turns(client, worker) < count:
+            pass
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-the-router"])
+def test_turns_that_call_objects_of_other_workers_end_before_any_door_closes(
+    cluster: Cluster, direct: bool
+) -> None:
+    load = Load()
+
+    async def story() -> tuple[list[str], list[str]]:
+        async with connect(cluster.url, direct=direct) as client:
+            here, there = names_on(client, 0, "Slow", 2 * CALLERS), names_on(client, 1, "Slow", CALLERS)
+            leaves = names_on(client, 1, "Leaf", 2 * CALLERS)
+            calls: list[Callable[[], Awaitable[object]]] = []
+            for number in range(CALLERS):
+                slow = client.get("Slow", here[number], timeout=RETRIES_END_S)
+                calls.append(lambda slow=slow, leaf=leaves[number]: slow.pass_on(leaf, TURN_S))
+                detour = client.get("Slow", there[number], timeout=RETRIES_END_S)
+                way, end = here[CALLERS + number], leaves[CALLERS + number]
+                calls.append(lambda detour=detour, w=way, e=end: detour.pass_on_through(w, e, DETOUR_S))
+            for leaf in names_on(client, 0, "Leaf", CALLERS) + leaves:
+                calls.append(client.get("Leaf", leaf, timeout=RETRIES_END_S).get)
+            kinds = ["direct", "detour"] * CALLERS + ["read"] * len(calls)
+            running = [
+                asyncio.ensure_future(load.repeat(kind, call))
+                for kind, call in zip(kinds, calls, strict=False)
+            ]
+            while min(load.answered.get(kind, 0) for kind in ("direct", "detour")) < CALLERS:
+                await client.stats()
+            await asyncio.to_thread(cluster.stop)
+            load.stopped = True
+            await asyncio.gather(*running)
+            return here + there, leaves
+
+    slows, leaves = asyncio.run(story())
+    assert load.errors, "the stop came while callers were at it"
+    assert load.unexpected() == []
+    cluster.start()
+    with cluster.connect() as client:
+        figures = [client.get("Slow", name).get() for name in slows]
+        counted = sum(client.get("Leaf", name).get() for name in leaves)
+    answered = load.answered["direct"] + load.answered["detour"]
+    assert all(begun == ended for begun, ended in figures)
+    assert sum(ended for _, ended in figures) == answered + load.answered["detour"]
+    assert counted == answered
+
+
+def test_a_worker_without_turns_serves_the_turns_of_the_others_until_they_end(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+
+    async def story() -> int:
+        async with connect(cluster.url) as client:
+            (slow,), (leaf,) = names_on(client, 0, "Slow", 1), names_on(client, 1, "Leaf", 1)
+            call = asyncio.ensure_future(client.get("Slow", slow).pass_on_when(str(go), leaf))
+            await until_turns(client, 0, 1)
+            stop = asyncio.ensure_future(asyncio.to_thread(cluster.stop))
+            await asyncio.to_thread(
+                cluster.wait_until,
+                "the other worker has nothing left to do",
+                lambda: "worker-1 runs no turn any more" in cluster.log_text(),
+            )
+            go.touch()
+            # The leaf is not in memory yet, so that it has to be started by a worker that stops.
+            counted = int(await call)
+            await stop
+            return counted
+
+    assert asyncio.run(story()) == 1
+
+
+def test_a_worker_that_is_stopped_alone_waits_for_no_other(cluster: Cluster, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+
+    async def story() -> tuple[float, int]:
+        async with connect(cluster.url) as client:
+            (leaf,), (own,) = names_on(client, 1, "Leaf", 1), names_on(client, 0, "Leaf", 1)
+            held = asyncio.ensure_future(client.get("Leaf", leaf).add_when(str(go)))
+            await until_turns(client, 1, 1)
+            began = time.monotonic()
+            cluster.kill(cluster.worker_pids[0], signal.SIGTERM)
+            await asyncio.to_thread(cluster.wait_until, "it has ended", lambda: exit_codes(cluster))
+            assert await client.get("Leaf", own).add() == 1
+            took = time.monotonic() - began
+            assert not held.done()
+            go.touch()
+            return took, int(await held)
+
+    took, counted = asyncio.run(story())
+    assert took < LIMITS.drain_timeout_s / 2
+    assert counted == 1
+    assert exit_codes(cluster) == [WorkerExit.STOPPED]
+
+
+def test_turns_elsewhere_that_call_a_worker_which_is_stopped_alone_go_on_with_its_successor(
+    cluster: Cluster,
+) -> None:
+    load = Load()
+
+    async def story() -> str:
+        async with connect(cluster.url) as client:
+            (slow,), (leaf,) = names_on(client, 1, "Slow", 1), names_on(client, 0, "Leaf", 1)
+            stub = client.get("Slow", slow)
+            running = asyncio.ensure_future(load.repeat("call", lambda: stub.pass_on(leaf, 0.0)))
+            for _ in range(3):
+                enough = load.answered.get("call", 0) + 50
+                before = cluster.worker_pids[0]
+                cluster.kill(before, signal.SIGTERM)
+                async with asyncio.timeout(DEADLINE_S):
+                    while load.answered.get("call", 0) < enough or cluster.worker_pids[0] == before:
+                        await client.stats()
+            load.stopped = True
+            await running
+            assert await client.get("Leaf", leaf).get() == load.answered["call"]
+            return slow
+
+    asyncio.run(story())
+    assert load.errors == []
+
+
+def test_turns_that_do_not_end_are_cut_off_in_time_and_the_exit_code_says_so(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    never = str(tmp_path / "never")
+
+    async def story() -> tuple[float, list[BaseException]]:
+        async with connect(cluster.url) as client:
+            (refusing,), (blocking,) = names_on(client, 0, "Stubborn", 1), names_on(client, 1, "Stubborn", 1)
+            calls = [
+                asyncio.ensure_future(client.get("Stubborn", refusing).refuse(never)),
+                asyncio.ensure_future(client.get("Stubborn", blocking).block(never)),
+            ]
+            for worker in (0, 1):
+                await until_turns(client, worker, 1)
+            began = time.monotonic()
+            cluster.supervisor.terminate()
+            code = await asyncio.to_thread(cluster.supervisor.wait, DEADLINE_S)
+            assert code == RunExit.FORCED
+            took = time.monotonic() - began
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            return took, [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+
+    took, outcomes = asyncio.run(story())
+    assert took < LIMITS.drain_timeout_s + LIMITS.goodbye_timeout_s + 2.0
+    assert [type(outcome) for outcome in outcomes] == [OutcomeUnknown, OutcomeUnknown]
+    assert exit_codes(cluster) == [WorkerExit.TURNS_CUT] * 2

@@ -1,0 +1,399 @@
+"""ZeroMQ sockets on an event loop: no message waits for a wake-up that does not come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import select
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from perdure import channel as channel_module
+from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer, open_router, watch_disconnect
+from perdure.limits import Limits
+
+from .fake_cluster import PATIENCE_S, in_both_loops, in_loop, soon
+
+BUDGET = Limits().read_budget_messages
+HIGH_WATER = channel_module._HIGH_WATER_MESSAGES
+
+
+@dataclass
+class Inbox:
+    """Collects what a channel receives."""
+
+    messages: list[list[bytes]] = field(default_factory=list)
+    drains: int = 0
+    awaited: int = 0
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def take(self, frames: list[bytes]) -> None:
+        self.messages.append(frames)
+        if len(self.messages) >= self.awaited:
+            self.arrived.set()
+
+    def drained(self) -> None:
+        self.drains += 1
+
+    async def has(self, count: int) -> None:
+        self.awaited = count
+        if len(self.messages) < count:
+            self.arrived.clear()
+            await soon(self.arrived.wait())
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    yield context
+    # A socket that was left open would let this wait for ever.
+    context.term()
+
+
+@dataclass
+class Pair:
+    """A dealer's channel, whose messages are in `inbox`, and its peer, a plain ROUTER that knows its name."""
+
+    channel: Channel
+    inbox: Inbox
+    router: zmq.Socket[bytes]
+    identity: bytes
+
+    def push(self, body: bytes) -> None:
+        """A message to the channel."""
+        self.router.send_multipart((self.identity, body))
+
+
+@contextlib.asynccontextmanager
+async def paired(context: zmq.Context[zmq.Socket[bytes]], folder: Path) -> AsyncIterator[Pair]:
+    endpoint = f"ipc://{folder}/door"
+    router = open_router(context, [endpoint])
+    inbox = Inbox()
+    loop = asyncio.get_running_loop()
+    channel = Channel(loop, open_dealer(context, endpoint), inbox.take, inbox.drained)
+    await send_when_connected(channel, b"hello")
+    readable = router.poll(int(PATIENCE_S * 1000))
+    assert readable
+    identity, hello = router.recv_multipart()
+    assert hello == b"hello"
+    try:
+        yield Pair(channel, inbox, router, identity)
+    finally:
+        channel.close()
+        router.close(0)
+
+
+async def send_when_connected(channel: Channel, body: bytes) -> None:
+    """The first message, as soon as the connection takes it."""
+    loop = asyncio.get_running_loop()
+    sent = loop.create_future()
+
+    def again() -> None:
+        try:
+            channel.send((body,))
+        except WouldBlock:
+            loop.call_later(0.001, again)
+        else:
+            sent.set_result(None)
+
+    again()
+    await soon(sent)
+
+
+def is_signalled(socket: zmq.Socket[bytes]) -> bool:
+    """Whether the socket's descriptor would wake a loop now."""
+    return bool(select.select([socket.getsockopt(zmq.FD)], [], [], 0)[0])
+
+
+def wait_for_signal(socket: zmq.Socket[bytes]) -> None:
+    assert select.select([socket.getsockopt(zmq.FD)], [], [], PATIENCE_S)[0]
+
+
+# --- receiving
+
+
+def test_a_burst_larger_than_the_read_budget_is_read_without_further_wake_ups(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    @in_both_loops
+    async def check() -> None:
+        async with paired(context, tmp_path) as pair:
+            count = 10_000
+            for number in range(count):
+                pair.push(number.to_bytes(4, "big"))
+            await pair.inbox.has(count)
+            received = [int.from_bytes(frames[0], "big") for frames in pair.inbox.messages]
+            assert received == list(range(count))
+            assert pair.channel.messages_received == count
+            # No drain took more than its budget, so that others had their turn in between.
+            assert pair.inbox.drains >= count // BUDGET
+
+    check()
+
+
+@in_loop
+async def test_a_burst_that_is_there_in_full_before_the_first_look_is_read(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    async with paired(context, tmp_path) as pair:
+        # Nothing of the loop runs here, so all of this is one edge of the descriptor.
+        for number in range(4 * BUDGET):
+            pair.push(number.to_bytes(4, "big"))
+        await pair.inbox.has(4 * BUDGET)
+
+
+@in_loop
+async def test_other_work_of_the_loop_gets_its_turn_during_a_burst(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    async with paired(context, tmp_path) as pair:
+        counts: list[int] = []
+        loop = asyncio.get_running_loop()
+
+        def work() -> None:
+            counts.append(len(pair.inbox.messages))
+            if counts[-1] < 10 * BUDGET:
+                loop.call_soon(work)
+
+        for number in range(10 * BUDGET):
+            pair.push(number.to_bytes(4, "big"))
+        work()
+        await pair.inbox.has(10 * BUDGET)
+        assert max(after - before for before, after in itertools.pairwise(counts)) <= BUDGET
+
+
+@in_loop
+async def test_messages_that_came_before_the_channel_are_read(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    router = open_router(context, [f"ipc://{tmp_path}/door"])
+    dealer = context.socket(zmq.DEALER)
+    dealer.connect(f"ipc://{tmp_path}/door")
+    dealer.send_multipart((b"early", b"bird"))
+    wait_for_signal(router)
+    while not router.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        wait_for_signal(router)
+    inbox = Inbox()
+    channel = Channel(asyncio.get_running_loop(), router, inbox.take)
+    await inbox.has(1)
+    assert inbox.messages[0][1:] == [b"early", b"bird"]
+    dealer.close(0)
+    channel.close()
+
+
+@in_loop
+async def test_a_message_of_many_frames_arrives_whole(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    async with paired(context, tmp_path) as pair:
+        frames = [bytes([number]) * number for number in range(50)]
+        pair.router.send_multipart((pair.identity, *frames))
+        await pair.inbox.has(1)
+        assert pair.inbox.messages == [frames]
+
+
+@in_loop
+async def test_a_message_that_came_while_sending_is_seen_though_the_send_took_the_edge(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    async with paired(context, tmp_path) as pair:
+        await take_the_edge(pair, lambda: pair.channel.send((b"out",)))
+        await pair.inbox.has(1)
+        assert pair.inbox.messages == [[b"in"]]
+
+
+@in_loop
+async def test_a_message_that_came_while_a_send_failed_is_seen_too(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    async with paired(context, tmp_path) as pair:
+        fill_the_pipe(pair.channel)
+
+        def fail_to_send() -> None:
+            with pytest.raises(WouldBlock):
+                pair.channel.send((bytes(4), b"body"))
+
+        await take_the_edge(pair, fail_to_send)
+        await pair.inbox.has(1)
+        assert pair.inbox.messages == [[b"in"]]
+
+
+def fill_the_pipe(channel: Channel) -> int:
+    """How many numbered messages it took."""
+    for number in range(10 * HIGH_WATER):
+        try:
+            channel.send((number.to_bytes(4, "big"), b"body"))
+        except WouldBlock:
+            return number
+    pytest.fail("the pipe never is full")
+
+
+async def take_the_edge(pair: Pair, send: Any) -> None:
+    """A message comes, and before the loop looks a send swallows the sign of it."""
+    assert not is_signalled(pair.channel.socket)
+    pair.push(b"in")
+    wait_for_signal(pair.channel.socket)
+    # ZeroMQ looks at its mailbox in a send at most once a millisecond.
+    for _ in range(HIGH_WATER // 2):
+        send()
+        if not is_signalled(pair.channel.socket):
+            return
+        select.select([], [], [], 0.001)
+    pytest.fail("no send took the edge")
+
+
+@in_loop
+async def test_an_error_in_a_message_s_handler_does_not_stall_the_channel(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    problems: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+    async with paired(context, tmp_path) as pair:
+        take = pair.inbox.take
+
+        def stumble(frames: list[bytes]) -> None:
+            take(frames)
+            if len(pair.inbox.messages) % 3 == 0:
+                raise LookupError("a bug of ours")
+
+        pair.channel._on_message = stumble
+        for number in range(BUDGET):
+            pair.push(bytes([number % 256]))
+        await pair.inbox.has(BUDGET)
+    assert len(problems) == BUDGET // 3
+    assert all(isinstance(problem["exception"], LookupError) for problem in problems)
+
+
+@in_loop
+async def test_a_handler_may_close_its_channel_and_hears_no_more(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    async with paired(context, tmp_path) as pair:
+        take = pair.inbox.take
+
+        def close_after_two(frames: list[bytes]) -> None:
+            take(frames)
+            if len(pair.inbox.messages) == 2:
+                pair.channel.close()
+
+        pair.channel._on_message = close_after_two
+        for _ in range(5):
+            pair.push(b"x")
+        await pair.inbox.has(2)
+        await in_three_turns_of_the_loop()
+        assert len(pair.inbox.messages) == 2
+        assert pair.channel.closed
+        pair.channel.close()
+
+
+async def in_three_turns_of_the_loop() -> None:
+    loop = asyncio.get_running_loop()
+    for _ in range(3):
+        turned = loop.create_future()
+        loop.call_soon(turned.set_result, None)
+        await turned
+
+
+# --- sending
+
+
+@in_loop
+async def test_a_full_pipe_would_block_and_takes_more_when_it_has_drained(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    async with paired(context, tmp_path) as pair:
+        sent = fill_the_pipe(pair.channel)
+        assert sent >= HIGH_WATER
+        received = 0
+        while received < sent:
+            assert pair.router.poll(int(PATIENCE_S * 1000))
+            _, number, _ = pair.router.recv_multipart()
+            assert int.from_bytes(number, "big") == received
+            received += 1
+        await send_when_connected(pair.channel, b"again")
+        assert pair.router.poll(int(PATIENCE_S * 1000))
+
+
+@in_loop
+async def test_nothing_is_sent_before_there_is_a_connection(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    inbox = Inbox()
+    channel = Channel(
+        asyncio.get_running_loop(), open_dealer(context, f"ipc://{tmp_path}/nobody"), inbox.take
+    )
+    with pytest.raises(WouldBlock):
+        channel.send((b"header", b"body"))
+    channel.close()
+
+
+@in_loop
+async def test_sending_to_an_unknown_peer_says_that_it_is_gone(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    inbox = Inbox()
+    router = open_router(context, [f"ipc://{tmp_path}/door"])
+    channel = Channel(asyncio.get_running_loop(), router, inbox.take)
+    with pytest.raises(PeerGone):
+        channel.send((b"nobody", b"header", b"body"))
+    channel.close()
+
+
+@in_loop
+async def test_sending_through_a_closed_channel_says_that_it_is_gone(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    async with paired(context, tmp_path) as pair:
+        pair.channel.close()
+        with pytest.raises(PeerGone):
+            pair.channel.send((b"header", b"body"))
+        await in_three_turns_of_the_loop()
+
+
+# --- sockets
+
+
+@in_loop
+async def test_a_closed_connection_is_told_at_once(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    loop = asyncio.get_running_loop()
+    gone = asyncio.Event()
+    router = open_router(context, [f"ipc://{tmp_path}/door"])
+    dealer = open_dealer(context, f"ipc://{tmp_path}/door")
+    monitor = watch_disconnect(loop, dealer, gone.set)
+    channel = Channel(loop, dealer, lambda frames: None)
+    await send_when_connected(channel, b"hello")
+    assert not gone.is_set()
+    router.close(0)
+    await asyncio.wait_for(gone.wait(), 1.0)
+    dealer.disable_monitor()
+    monitor.close()
+    channel.close()
+
+
+def test_an_endpoint_that_is_none_leaves_no_socket_behind(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    for endpoint in ("nonsense", "ipc:///" + "x" * 200, "tcp://nowhere"):
+        with pytest.raises(zmq.ZMQError):
+            open_dealer(context, endpoint)
+    with pytest.raises(zmq.ZMQError):
+        open_router(context, [f"ipc://{tmp_path}/fine", f"ipc://{tmp_path}/no/such/folder"])
+    # The fixture ends the context, which waits for every open socket.
+
+
+def test_a_message_beyond_the_limit_cuts_off_who_sends_it(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    router = open_router(context, [f"ipc://{tmp_path}/door"])
+    limits = Limits()
+    assert router.getsockopt(zmq.MAXMSGSIZE) == limits.message_bytes_max + limits.wire_overhead_bytes
+    assert router.getsockopt(zmq.LINGER) == 0
+    router.close()

@@ -1,0 +1,81 @@
+"""Pages of a namespace's objects, joined from all workers' answers."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from perdure.errors import InvalidArgument
+from perdure.ids import ObjectId, id_from_name, new_unique_id
+from perdure.listing import Listing, merge_listings, next_cursor
+
+
+def row(name: str) -> list[Any]:
+    """As a worker answers: position, id, name."""
+    return [b"\x01" + name.encode(), id_from_name("Counter", name).key, name]
+
+
+def unique_row() -> list[Any]:
+    key = new_unique_id("Counter").key
+    return [b"\x00" + key, key, None]
+
+
+def page_of(worker: list[list[Any]], cursor: bytes, limit: int) -> list[list[Any]]:
+    """What a worker that holds these rows answers."""
+    return [entry for entry in sorted(worker) if entry[0] > cursor][:limit]
+
+
+def all_pages(workers: list[list[list[Any]]], limit: int) -> list[Listing]:
+    pages: list[Listing] = []
+    cursor: str | None = None
+    while not pages or cursor is not None:
+        position = next_cursor(cursor)
+        page = merge_listings("Counter", [page_of(rows, position, limit) for rows in workers], limit)
+        pages.append(page)
+        cursor = page.cursor
+    return pages
+
+
+def test_a_page_has_the_objects_of_all_workers_unique_ids_first_then_names_in_byte_order() -> None:
+    names = ["b", "a", "\u00e4", "\uffff", "\U00010000", "Z"]
+    alone = unique_row()
+    page = merge_listings("Counter", [sorted([alone, row("b"), row("a")]), [row(n) for n in names[2:]]], 10)
+    assert page.names == ["Z", "a", "b", "\u00e4", "\uffff", "\U00010000"]
+    assert (page.ids[0], page.ids[0].name) == (ObjectId(alone[1]), None)
+    assert page.ids[1] == id_from_name("Counter", "Z")
+    assert page.cursor is None
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 10, 100])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_pages_together_hold_every_object_once_and_in_order(workers: int, limit: int) -> None:
+    chance = random.Random(limit * 10 + workers)
+    rows: list[list[list[Any]]] = [[] for _ in range(workers)]
+    for number in range(30):
+        rows[chance.randrange(workers)].append(row(f"object-{number:02}"))
+    pages = all_pages(rows, limit)
+    assert [name for page in pages for name in page.names] == [f"object-{number:02}" for number in range(30)]
+    assert all(len(page.ids) <= limit for page in pages)
+    assert pages[-1].cursor is None
+
+
+def test_a_namespace_without_objects_is_one_empty_page() -> None:
+    assert merge_listings("Counter", [[], []], 10) == Listing([], None)
+
+
+def test_the_first_page_starts_before_everything() -> None:
+    assert next_cursor(None) == next_cursor("") == b""
+
+
+def test_a_cursor_stands_for_the_last_position_of_its_page() -> None:
+    page = merge_listings("Counter", [[row("a"), row("b")]], 1)
+    assert page.names == ["a"]
+    assert next_cursor(page.cursor) == row("a")[0]
+
+
+@pytest.mark.parametrize("cursor", ["xyz", "0", "\u0660\u0660", 5, b"00", ["00"]])
+def test_what_is_no_cursor_is_a_clear_error(cursor: Any) -> None:
+    with pytest.raises(InvalidArgument, match="cursor"):
+        next_cursor(cursor)

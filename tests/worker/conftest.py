@@ -1,0 +1,24 @@
+"""Fixtures of the worker's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from worker.host_scene import Scene
+
+
+@pytest.fixture
+def make_scene() -> Iterator[Callable[..., Scene]]:
+    """Makes scenes, and closes them."""
+    scenes: list[Scene] = []
+
+    def make(*classes: Any, **options: Any) -> Scene:
+        scenes.append(Scene(*classes, **options))
+        return scenes[-1]
+
+    yield make
+    for scene in scenes:
+        scene.close()

@@ -1,0 +1,62 @@
+"""Replies, refusals and failures as they leave: what each waits for, and what it tells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perdure import DurableObject, Limits, Overloaded, RemoteError, StorageError, codec, durable, protocol
+from worker.host_scene import Scene
+
+
+class Thing(DurableObject):
+    value: int = durable(0)
+
+    async def set(self, value: int) -> Any:
+        self.value = value
+        return {"value": value}
+
+    async def bad_key(self) -> None:
+        await self.storage.get(5)  # type: ignore[arg-type]
+
+    async def hold(self) -> None:
+        import asyncio
+
+        await asyncio.Event().wait()
+
+
+class Broken(Thing):
+    async def on_start(self) -> None:
+        await self.storage.get(5)  # type: ignore[arg-type]
+
+
+def test_a_refusal_waits_for_nothing(make_scene: Any) -> None:
+    scene: Scene = make_scene(Thing, limits=Limits(mailbox_calls_max=1))
+    writing = scene.start(Thing, "a", "set", 1)
+    scene.start(Thing, "a", "hold")
+    scene.start(Thing, "a", "set", 2)
+    refused = scene.start(Thing, "a", "set", 3)
+    assert type(refused.error()) is Overloaded
+    assert not writing.answered
+
+
+def test_a_result_is_a_reply_of_three_elements_that_any_client_can_read(make_scene: Any) -> None:
+    scene: Scene = make_scene(Thing)
+    sent = scene.start(Thing, "a", "set", 1)
+    scene.commit()
+    assert sent.reply == [sent.sequence, protocol.STATUS_RESULT, {"value": 1}]
+
+
+def test_large_results_leave_as_they_are(make_scene: Any) -> None:
+    scene: Scene = make_scene(Thing)
+    value = scene.call(Thing, "a", "set", 2**62)
+    assert codec.encode(value) == codec.encode({"value": 2**62})
+
+
+def test_a_storage_error_of_a_method_is_that_of_the_turn_and_one_of_the_start_is_the_systems(
+    make_scene: Any,
+) -> None:
+    scene: Scene = make_scene(Thing, Broken)
+    of_the_turn = scene.start(Thing, "a", "bad_key").error()
+    assert isinstance(of_the_turn, RemoteError)
+    assert of_the_turn.type_name == "perdure.errors.StorageError"
+    assert type(scene.start(Broken, "a", "set", 1).error()) is StorageError

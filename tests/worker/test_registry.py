@@ -1,0 +1,95 @@
+"""What the worker knows of classes: only what they declare, and refusals that name the class."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from perdure import DurableObject, durable, public
+from perdure_worker.registry import register
+
+
+class Plain(DurableObject):
+    value: int = durable(0)
+    text: str = durable("")
+
+    async def get(self) -> int:
+        return self.value
+
+    def _helper(self) -> None:
+        pass
+
+
+class Starting(Plain):
+    log: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.log = ("init",)
+
+    def on_start(self) -> None:
+        self.log += ("on_start",)
+
+
+class OnlyStarting(Plain):
+    def on_start(self) -> None:
+        self.started = True
+
+
+class Mixin:
+    @public
+    def extra(self) -> None:
+        pass
+
+
+class Mixed(Mixin, Plain, namespace="mixed.up"):
+    pass
+
+
+class Twin(DurableObject, namespace="Plain"):
+    pass
+
+
+class Streaming(DurableObject):
+    async def stream(self) -> AsyncIterator[int]:
+        yield 1
+
+
+def test_classes_are_found_under_their_namespaces_with_their_methods_and_fields() -> None:
+    table = register([Plain, Mixed])
+    assert list(table) == ["Plain", "mixed.up"]
+    assert list(table["Plain"].methods) == ["get"]
+    assert sorted(table["mixed.up"].methods) == ["extra", "get"]
+    assert [field.name for field in table["mixed.up"].fields] == ["value", "text"]
+    assert table["Plain"].field_rows == (b"\x01value", b"\x01text")
+
+
+def test_a_class_without_a_start_of_its_own_has_none_to_run() -> None:
+    assert register([Plain])["Plain"].begin is None
+    only = OnlyStarting.__new__(OnlyStarting)
+    begin = register([OnlyStarting])["OnlyStarting"].begin
+    assert begin is not None
+    begin(only)
+    assert only.started
+
+
+def test_the_constructor_runs_before_on_start() -> None:
+    begin = register([Starting])["Starting"].begin
+    instance = Starting.__new__(Starting)
+    assert begin is not None
+    begin(instance)
+    assert instance.log == ("init", "on_start")
+
+
+def test_the_same_class_twice_is_one_class() -> None:
+    assert list(register([Plain, Plain])) == ["Plain"]
+
+
+def test_two_classes_of_one_namespace_are_refused_by_their_names() -> None:
+    with pytest.raises(TypeError, match=r"Plain.*Twin|Twin.*Plain"):
+        register([Plain, Twin])
+
+
+def test_a_streaming_method_is_refused_when_the_class_is_registered() -> None:
+    with pytest.raises(TypeError, match=r"Streaming\.stream is an async generator"):
+        register([Streaming])
