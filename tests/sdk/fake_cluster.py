@@ -84,13 +84,13 @@ class Message:
 class Endpoint:
     """A bound ROUTER socket."""
 
-    def __init__(self, context: zmq.asyncio.Context, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path) -> None:
         self.endpoint = f"ipc://{path}"
         self.received: asyncio.Queue[Message] = asyncio.Queue()
         self.seen: list[int] = []
         """Kinds of all messages that came, in their order."""
-        self.socket: zmq.asyncio.Socket = context.socket(zmq.ROUTER)
+        self._context = zmq.asyncio.Context()
+        self.socket: zmq.asyncio.Socket = self._context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.RCVHWM, 0)
@@ -125,16 +125,15 @@ class Endpoint:
             self._pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._pump
-            self.socket.close(0)
-            # ZeroMQ unlinks the path in its own thread; a successor must not lose its socket to that.
-            self.path.unlink(missing_ok=True)
+            # Returns when ZeroMQ's thread has unlinked the path, so that a successor does not lose its own.
+            self._context.destroy(linger=0)
 
 
 class Door(Endpoint):
     """One incarnation of a worker."""
 
-    def __init__(self, context: zmq.asyncio.Context, folder: Path, worker: int, epoch: int) -> None:
-        super().__init__(context, folder / f"w{worker}.e{epoch}")
+    def __init__(self, folder: Path, worker: int, epoch: int) -> None:
+        super().__init__(folder / f"w{worker}.e{epoch}")
         self.worker = worker
         self.epoch = epoch
         self.serve: Serve | None = None
@@ -169,11 +168,11 @@ class Door(Endpoint):
 class FakeRouter(Endpoint):
     """Hands out the slot map; `carry` also passes batches to doors and their replies back."""
 
-    def __init__(self, context: zmq.asyncio.Context, path: Path, slot_map: SlotMap | None) -> None:
+    def __init__(self, path: Path, slot_map: SlotMap | None) -> None:
         self.slot_map = slot_map
         self.clients: list[bytes] = []
         self.serve: Serve | None = None
-        super().__init__(context, path)
+        super().__init__(path)
 
     async def handled(self, message: Message) -> bool:
         kind = message.header.kind
@@ -217,7 +216,6 @@ class FakeCluster:
     def __init__(self, folder: Path, *, boot: str) -> None:
         self.folder = folder
         self.boot = boot
-        self.context = zmq.asyncio.Context()
         self.doors: list[Door] = []
         self.version = 0
         self.router: FakeRouter
@@ -234,10 +232,10 @@ class FakeCluster:
         return SlotMap(self.version, tuple(contiguous_ranges(SLOTS, len(seats))), seats, self.boot)
 
     def open_door(self, worker: int, epoch: int) -> Door:
-        return Door(self.context, self.folder, worker, epoch)
+        return Door(self.folder, worker, epoch)
 
     def open_router(self, slot_map: SlotMap | None) -> FakeRouter:
-        self.router = FakeRouter(self.context, self.folder / "router", slot_map)
+        self.router = FakeRouter(self.folder / "router", slot_map)
         return self.router
 
     async def restart(self, worker: int) -> Door:
@@ -250,7 +248,6 @@ class FakeCluster:
     async def close(self) -> None:
         for endpoint in (self.router, *self.doors):
             await endpoint.close()
-        self.context.destroy(linger=0)
 
 
 @contextlib.asynccontextmanager

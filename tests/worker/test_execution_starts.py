@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from perdure import DurableObject, Limits, RemoteError, StorageError, durable
+from perdure import DeadlineExceeded, DurableObject, Limits, RemoteError, StorageError, durable
 from worker.host_scene import Scene, results, take_time
 
 
@@ -303,6 +303,20 @@ def test_starts_that_wait_for_each_other_are_a_deadlock_at_once(make_scene: Any,
     scene.commit()
     assert isinstance(call.error(), RemoteError)
     assert "Asking/a -> Asking/b -> Asking/a" in str(call.error())
+
+
+def test_a_start_that_never_ends_is_cancelled_at_the_turn_limit(make_scene: Any, plan: Plan) -> None:
+    scene = make_scene(Starting, limits=Limits(turn_max_s=5))
+    patient = scene.start(Starting, "a", "get", timeout_ms=60_000)
+    hasty = scene.start(Starting, "a", "get", timeout_ms=1_000)
+    scene.advance(1.1)
+    assert type(hasty.error()) is DeadlineExceeded
+    assert not patient.answered
+    scene.advance(4)
+    assert "TurnLimit" in str(patient.error())
+    plan.go.set()
+    scene.advance(0.001)
+    assert scene.call(Starting, "a", "get") == 100
 
 
 def test_a_damaged_row_is_a_storage_error_of_that_object_alone(make_scene: Any, plan: Plan) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from perdure import DurableObject, durable, public
+from perdure.methods import interleaved
 from perdure_worker.registry import register
 
 
@@ -48,6 +49,12 @@ class Mixed(Mixin, Plain, namespace="mixed.up"):
 
 class Twin(DurableObject, namespace="Plain"):
     pass
+
+
+class Interleaving(DurableObject):
+    @interleaved
+    async def beside(self) -> None:
+        pass
 
 
 class Streaming(DurableObject):
@@ -93,3 +100,8 @@ def test_two_classes_of_one_namespace_are_refused_by_their_names() -> None:
 def test_a_streaming_method_is_refused_when_the_class_is_registered() -> None:
     with pytest.raises(TypeError, match=r"Streaming\.stream is an async generator"):
         register([Streaming])
+
+
+def test_a_method_that_asks_for_interleaving_is_refused_instead_of_running_serially() -> None:
+    with pytest.raises(TypeError, match=r"Interleaving\.beside is @interleaved"):
+        register([Interleaving])

@@ -36,6 +36,11 @@ class ObjectClass:
                     f"{cls.__qualname__}.{method.name} is an async generator; "
                     "streaming methods are not supported by this version"
                 )
+            if method.interleaved:
+                raise TypeError(
+                    f"{cls.__qualname__}.{method.name} is @interleaved; "
+                    "interleaved methods are not supported by this version"
+                )
 
 
 def _beginning(cls: type[DurableObject]) -> Callable[[Any], Any] | None:
