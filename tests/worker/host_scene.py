@@ -281,8 +281,9 @@ class Scene:
 
     def rows(self, cls: Any, name: str | ObjectId, kind: bytes) -> dict[str, Any]:
         """The durable rows of one kind of an object, decoded."""
-        resident = Resident(register([cls])[namespace_of(cls)], key_of(cls, name), None)
-        start = resident.row_prefix(SLOTS) + kind
+        entry = register([cls])[namespace_of(cls)]
+        entry.place(SLOTS)
+        start = Resident(entry, key_of(cls, name), None).row_prefix() + kind
         return {
             key[len(start) :].decode(): codec.decode(records.unseal(key, record))
             for key, record in self.disk.between(start, keys.prefix_end(start))

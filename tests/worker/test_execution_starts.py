@@ -324,7 +324,7 @@ def test_a_damaged_row_is_a_storage_error_of_that_object_alone(make_scene: Any, 
     scene.call(Quick, "a", "increment")
     scene.call(Quick, "b", "increment")
     disk = scene.disk.copy()
-    prefix = scene.resident(Quick, "a").prefix
+    prefix = scene.resident(Quick, "a").row_prefix()
     ((key, record),) = [row for row in disk.between(prefix, prefix + b"\xff") if row[0].endswith(b"value")]
     disk.apply([(key, record[:-1] + b"\x63")])
     restarted = make_scene(Quick, disk=disk)

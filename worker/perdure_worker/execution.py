@@ -62,6 +62,8 @@ class Execution(Writes, ABC):
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
         super().__init__(settings, parts)
         self.classes = parts.classes
+        for entry in parts.classes.values():
+            entry.place(settings.slot_count)
         self.clock = parts.clock
         self.caller = parts.caller
         self.thread = threading.get_ident()
@@ -325,7 +327,7 @@ class Execution(Writes, ABC):
         cls = resident.cls
         try:
             # In a context of its own: users' default factories and constructors run.
-            copy_context().run(resident.load, self.engine, self.slot_count, self.unknown_field)
+            copy_context().run(resident.load, self.engine, self.unknown_field)
             resident.instance._perdure_cell = HostCell(self, resident)
         except BaseException as error:
             self._fail(resident, turn, error)

@@ -19,7 +19,7 @@ __all__ = ["ObjectClass", "register"]
 class ObjectClass:
     """One user class as the host needs it."""
 
-    __slots__ = ("begin", "cls", "field_rows", "fields", "methods", "namespace")
+    __slots__ = ("begin", "cls", "field_rows", "fields", "methods", "namespace", "row_heads")
 
     def __init__(self, cls: type[DurableObject]) -> None:
         self.cls = cls
@@ -28,6 +28,8 @@ class ObjectClass:
         self.fields: tuple[DurableField, ...] = tuple(collect_fields(cls))
         self.field_rows = tuple(keys.FIELD + field.name.encode() for field in self.fields)
         """The tail of each field's key on disk, parallel to `fields`."""
+        self.row_heads: list[bytes] = []
+        """By slot, how the keys of all rows of an object of this class begin, up to its id; see `place`."""
         self.begin = _beginning(cls)
         """What runs before the first turn of an incarnation; None where there is nothing of the user's."""
         for method in self.methods.values():
@@ -41,6 +43,14 @@ class ObjectClass:
                     f"{cls.__qualname__}.{method.name} is @interleaved; "
                     "interleaved methods are not supported by this version"
                 )
+
+
+    def place(self, slot_count: int) -> None:
+        """Called once by the host, which knows how many slots there are."""
+        nobody = bytes(keys.ID_BYTES)
+        self.row_heads = [
+            keys.object_prefix(slot, self.namespace, nobody)[: -len(nobody)] for slot in range(slot_count)
+        ]
 
 
 def _beginning(cls: type[DurableObject]) -> Callable[[Any], Any] | None:

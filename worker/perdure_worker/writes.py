@@ -82,7 +82,7 @@ class Writes(Answers):
     def _join(self, resident: Resident, changes: list[Any]) -> None:
         """The writes of the turn so far join the open commit group."""
         groups = self._groups
-        prefix = resident.prefix or resident.row_prefix(self.slot_count)
+        prefix = resident.row_prefix()
         if resident.storage is not None:
             self._join_storage(resident, resident.storage, bool(changes))
         elif not resident.named:
@@ -106,7 +106,7 @@ class Writes(Answers):
             resident.named = resident.misnamed = False
             resident.undo = None
         if stores and not resident.named:
-            self._put_name(resident, resident.prefix)
+            self._put_name(resident, resident.row_prefix())
 
     def _put_name(self, resident: Resident, prefix: bytes) -> None:
         # The name travels with the object's first write, so that listings and restarts know it.
@@ -171,7 +171,7 @@ class Writes(Answers):
         if resident.storage is None:
             resident.storage = TurnStorage(
                 self._backend,
-                prefix=resident.row_prefix(self.slot_count),
+                prefix=resident.row_prefix(),
                 names_row=resident.names_row(),
                 commit_point=lambda: self.sync(resident),
                 on_delete_all=lambda: self._on_delete_all(resident),
@@ -184,7 +184,7 @@ class Writes(Answers):
             resident.undo = list(resident.saved)
         resident.reset_fields()
         # Rows that are on their way to the disk are not found by looking there: delete them by name.
-        prefix, storage = resident.row_prefix(self.slot_count), self.storage_of(resident)
+        prefix, storage = resident.row_prefix(), self.storage_of(resident)
         for row in resident.cls.field_rows:
             storage._put_row(prefix + row, None)
         storage._put_row(prefix + keys.META, None)
