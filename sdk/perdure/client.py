@@ -312,6 +312,7 @@ class Client:
     def _on_front_gone(self) -> None:
         # Whatever answers there from now on is a successor of the router that said GOODBYE.
         self._front_closing = False
+        self._ping_due = 0.0
         if not self._direct:
             self._caller.on_router_lost()
 
@@ -364,10 +365,11 @@ class Client:
         now = self._loop.time()
         if now >= self._ping_due:
             slot_map = self._caller.map
-            self._ping_due = now + _LIMITS.client_ping_s
             if slot_map is None:
                 self._hello()
                 return
+            # While there is no connection each tick tries: a new router is asked as soon as it is there.
             with contextlib.suppress(WouldBlock, PeerGone):
                 self._front.send((protocol.header(protocol.PING, 0, slot_map.version), b""))
+                self._ping_due = now + _LIMITS.client_ping_s
             self._follow()  # opens again what a door closed without dying

@@ -80,7 +80,7 @@ class Limits:
     answer_grace_s: float = 0.5
     """How long a client waits past a deadline for the worker's own word before it says OutcomeUnknown."""
     idle_evict_s: float = 10.0
-    """An object without events for this long leaves memory, which others need; its next call loads it again."""
+    """An object without events for this long leaves memory for others; its next call loads it again."""
     start_backoff_max_s: float = 5.0
     """Longest pause before an object whose start failed is tried again, so that it heals by itself."""
     heartbeat_interval_s: float = 0.5

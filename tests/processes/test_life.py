@@ -130,13 +130,16 @@ def test_the_first_call_succeeds_within_two_seconds_of_perdure_run(tmp_path: Pat
 
 
 def test_an_idle_object_leaves_memory_and_only_durable_attributes_come_back(tmp_path: Path) -> None:
-    with running_cluster(ZOO, tmp_path / "data", workers=1, options=["--idle-evict", "0.2"]) as cluster:
-        with cluster.connect() as client:
-            odd = client.get("Odd", "o")
-            assert odd.remember(7) == (0, 0)
-            assert odd.remember(8) == (7, 7)
-            cluster.wait_until("the object leaves memory", lambda: client.stats()[0]["live"] == 0)
-            assert odd.remember(9) == (0, 8)
+    options = ["--idle-evict", "0.2"]
+    with (
+        running_cluster(ZOO, tmp_path / "data", workers=1, options=options) as cluster,
+        cluster.connect() as client,
+    ):
+        odd = client.get("Odd", "o")
+        assert odd.remember(7) == (0, 0)
+        assert odd.remember(8) == (7, 7)
+        cluster.wait_until("the object leaves memory", lambda: client.stats()[0]["live"] == 0)
+        assert odd.remember(9) == (0, 8)
 
 
 def test_a_listing_names_objects_of_all_workers_page_by_page(tmp_path: Path) -> None:

@@ -36,16 +36,7 @@ def in_loop(test: Test) -> Callable[..., None]:
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        problems: list[Any] = []
-
-        async def watched() -> None:
-            loop = asyncio.get_running_loop()
-            loop.set_exception_handler(lambda loop, context: problems.append(context))
-            await test(*args, **kwargs)
-
-        asyncio.run(watched())
-        gc.collect()  # asyncio reports errors that nobody looked at when their futures are gone
-        assert not problems
+        _run_watched(asyncio.new_event_loop, functools.partial(test, *args, **kwargs))
 
     return run
 
@@ -55,11 +46,26 @@ def in_both_loops(test: Test) -> Callable[..., None]:
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        in_loop(test)(*args, **kwargs)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(test(*args, **kwargs))
+        for loop_factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+            _run_watched(loop_factory, functools.partial(test, *args, **kwargs))
 
     return run
+
+
+def _run_watched(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], test: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    problems: list[Any] = []
+
+    async def watched() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: problems.append(context))
+        await test()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(watched())
+        gc.collect()  # asyncio reports errors that nobody looked at when their futures are gone
+    assert not problems
 
 
 async def soon(awaitable: Awaitable[Any]) -> Any:
@@ -110,7 +116,12 @@ class Endpoint:
         return False
 
     async def send(self, identity: bytes, header: bytes, body: bytes = b"") -> None:
-        await self.socket.send_multipart((identity, header, body))
+        """To a peer that may be gone already."""
+        try:
+            await self.socket.send_multipart((identity, header, body))
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
 
     async def take(self, kind: int = protocol.BATCH) -> Message:
         """The next message of a kind; others are passed over."""
@@ -121,7 +132,7 @@ class Endpoint:
 
     async def close(self, linger_ms: int = 0) -> None:
         """Closes the socket, as the kernel does for a process that dies; what it sent may still arrive."""
-        if not self._pump.done():
+        if not self._context.closed:
             self._pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._pump

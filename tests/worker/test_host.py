@@ -16,6 +16,7 @@ from perdure import (
     ShardUnavailable,
     UnknownMethod,
     UnknownNamespace,
+    codec,
     durable,
     public,
 )
@@ -48,6 +49,9 @@ class Room(Mixin, DurableObject):
 
     async def look(self) -> list[Any]:
         return self.log
+
+    async def write(self, value: int) -> None:
+        self.value = value
 
     async def hold(self) -> None:
         await self.go.wait()
@@ -105,6 +109,34 @@ def test_calls_that_arrive_while_a_turn_runs_keep_their_order_behind_those_that_
     scene.resident(Room, "a").instance.go.set()
     scene.settle()
     assert scene.call(Room, "a", "look") == list(range(50))
+
+
+def test_a_call_overtakes_none_that_waits_for_a_turn_that_may_start_already(make_scene: Any) -> None:
+    scene: Scene = make_scene(Room, limits=Limits(uncommitted_bytes_max=100))
+    scene.call(Room, "a", "look")
+    scene.start(Room, "b", "write", 1)
+    assert scene.host.paused
+    first = scene.start(Room, "a", "note", "first")
+    second = scene.item(Room, "a", "note", "second")
+    message = codec.encode([b"x" * 16, second])
+    # The commit's notice, then the next message, then the turn that the notice asked for.
+    scene.loop.call_soon(scene.jobs.popleft())
+    scene.loop.call_soon(scene.loop.call_soon, scene.host.on_calls, scene.client, message)
+    scene.settle()
+    assert first.result() == 1
+    assert scene.call(Room, "a", "look") == ["first", "second"]
+
+
+def test_calls_that_have_started_leave_nothing_behind_until_their_deadline(make_scene: Any) -> None:
+    scene = make_scene(Room)
+    scene.start(Room, "a", "hold")
+    with scene.one_message():
+        calls = [scene.start(Room, "a", "note", 1, timeout_ms=3_600_000) for _ in range(100)]
+    assert len(scene.host._expiry) == 100
+    scene.resident(Room, "a").instance.go.set()
+    scene.settle()
+    assert results(calls) == list(range(1, 101))
+    assert len(scene.host._expiry) == 0
 
 
 def test_replies_of_a_message_leave_together(make_scene: Any) -> None:

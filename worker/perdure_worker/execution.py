@@ -101,10 +101,6 @@ class Execution(Writes, ABC):
 
         All turns begin with the same variables, whoever woke the host: a door, a timer, the commit thread.
         """
-        if self._spare.touched:
-            # By a timer or task that an earlier turn left behind: the next one must not find it cancelled.
-            self._spare.retire()
-            self._spare = TurnTask(self.loop)
         enter(self.loop, self._spare)
         if not self._spare_references:
             self._spare_references = self._count_references()

@@ -67,6 +67,7 @@ _FOLLOW_S = 1.0
 _SEND_AGAIN_S = 0.005
 _DRAIN_LOOK_S = 0.01
 _GOODBYE_LOOK_S = 0.002
+_GOODBYE_AGAIN_S = 0.05
 _LAST_WORDS_MS = 1_000
 """How long a stopping door may take to hand its last replies to the kernel."""
 # The committer thread needs the interpreter right after fdatasync; with Python's 5 ms it waited that
@@ -204,13 +205,13 @@ class Worker:
         """Peers say when they have sent their last message, so that none vanishes with the socket."""
         self._flush()
         goodbye = protocol.header(protocol.GOODBYE, self._config.index, self._config.epoch)
-        waiting = self._peers.identities()
-        for identity in waiting:
-            self._send(identity, goodbye, b"")
-        began = self._loop.time()
-        while waiting - self._acknowledged and self._loop.time() - began < _LIMITS.goodbye_timeout_s:
+        deadline, again_at = self._loop.time() + _LIMITS.goodbye_timeout_s, 0.0
+        while (waiting := self._peers.identities() - self._acknowledged) and self._loop.time() < deadline:
+            if self._loop.time() >= again_at:  # that a peer went away meanwhile shows in a send only
+                again_at = self._loop.time() + _GOODBYE_AGAIN_S
+                for identity in waiting:
+                    self._send(identity, goodbye, b"")
             await asyncio.sleep(_GOODBYE_LOOK_S)
-            waiting &= self._peers.identities()
         self._flush()
 
     def _close(self) -> None:

@@ -44,7 +44,6 @@ class ObjectClass:
                     "interleaved methods are not supported by this version"
                 )
 
-
     def place(self, slot_count: int) -> None:
         """Called once by the host, which knows how many slots there are."""
         nobody = bytes(keys.ID_BYTES)
