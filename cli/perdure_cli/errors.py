@@ -44,7 +44,7 @@ class RunExit(IntEnum):
     LOCKED = 3
     """Another supervisor holds the data directory."""
     FORCED = 4
-    """Stopped, but a process was cut off or failed while it stopped; acknowledged data is safe."""
+    """Stopped, but turns or a process were cut off, or one failed meanwhile; acknowledged data is safe."""
     CANNOT_START = 5
     """The data directory or an address cannot be used."""
     INTERNAL = 70

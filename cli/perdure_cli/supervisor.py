@@ -387,7 +387,9 @@ class Supervisor:
         level = logging.WARNING
         if process.child.role is Role.WORKER and code == WorkerExit.APP_NOT_LOADED:
             level = logging.DEBUG  # it has said so itself, and better
-        elif self._core.stopping and (code == 0 or (code == -signal.SIGTERM and not served)):
+        elif self._core.stopping and code == -signal.SIGTERM and not served:
+            level = logging.DEBUG  # told to stop before it could do anything
+        elif self._core.stopping and code == 0:
             level = logging.INFO
         _log.log(level, "%s ended: %s", process.child, _how(process.child.role, code), extra=facts)
 

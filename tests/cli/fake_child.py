@@ -7,6 +7,7 @@ holds the behaviour of its next incarnations, `<stage>/journal` gets one line fo
     never_ready         stay without becoming ready
     exit_at             exit with `exit_code` once this file is in the stage
     drain_until         after the order to stop, end only once this file is in the stage
+    quiet_when          after the order to stop, say "quiet" once this file is in the stage, end when told
     ignore_stop         never end when told to
     reconnect_at        once this file is in the stage, go on over a new connection
 """
@@ -125,7 +126,14 @@ class FakeChild:
             if control in ready:
                 message = decode(control.recv())
                 self.write(message["type"], map=message.get("map"))
-            if self.stopping and not orders.get("ignore_stop") and self.seen(orders, "drain_until", True):
+                if message["type"] == "close":
+                    self.finish(0)
+            if self.stopping and self.seen(orders, "quiet_when", False):
+                orders["ignore_stop"] = orders.pop("quiet_when")
+                self.write("quiet")
+                self.say(control, "quiet")
+            waits = "quiet_when" in orders or orders.get("ignore_stop")
+            if self.stopping and not waits and self.seen(orders, "drain_until", True):
                 self.finish(0)
             if self.seen(orders, "exit_at", False):
                 self.finish(orders["exit_code"])

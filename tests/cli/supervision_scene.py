@@ -10,11 +10,13 @@ from perdure_cli.events import (
     Action,
     Beat,
     ChildId,
+    Close,
     Event,
     Exited,
     Kill,
     Persist,
     PublishMap,
+    Quiet,
     Ready,
     Role,
     Spawn,
@@ -43,6 +45,7 @@ class Scene:
         self.now = 100.0
         self.pids: dict[ChildId, int] = {}
         self.next_pid = 1_000
+        self.said_quiet: set[ChildId] = set()
         self.spawn_works = True
         self.persisted = state
         self.done: list[Action] = []
@@ -71,6 +74,11 @@ class Scene:
                 everything += self.answer_spawn(action)
             case Kill():
                 assert self.pids.get(action.child) == action.pid, "a signal to a process that is gone"
+            case Close():
+                running = {child for child in self.pids if child.role is Role.WORKER}
+                needed = running if self.core.stopping else set(action.to)
+                assert set(action.to) <= running, "nobody is there to be told"
+                assert needed <= self.said_quiet, "a turn may still call one whose door closes"
             case PublishMap():
                 assert action.map.version <= self.persisted.map_version
                 assert not self.published or action.map.version >= self.published[-1]
@@ -101,7 +109,16 @@ class Scene:
         for child in children:
             self.feed(Beat(child, self.core.children[child].epoch, self.pids[child], self.now))
 
+    def quiet(self, *children: ChildId) -> list[Action]:
+        """They say that no turn runs in them any more."""
+        actions: list[Action] = []
+        for child in children:
+            self.said_quiet.add(child)
+            actions += self.feed(Quiet(child, self.core.children[child].epoch, self.pids[child], self.now))
+        return actions
+
     def die(self, child: ChildId, code: int = -signal.SIGKILL) -> list[Action]:
+        self.said_quiet.discard(child)
         return self.feed(Exited(child, self.pids.pop(child), code, self.now))
 
     def pass_time(self, seconds: float, beating: tuple[ChildId, ...] = ALL) -> list[Action]:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from perdure.exits import WorkerExit
 from perdure_cli.commands import main, resolve_app, resolve_bind
 from perdure_cli.errors import BadOption, RunExit
 
-from .cluster import DEADLINE_S, HERE, ROOT, Cluster, free_port
+from .cluster import DEADLINE_S, HERE, ROOT, Cluster, free_port, wait_for
 
 STAND_INS = str(HERE / "stand_ins")
 
@@ -226,3 +227,41 @@ def test_an_address_of_this_machine_alone_is_taken(text: str, endpoint: str) -> 
 def test_every_other_address_is_refused(text: str) -> None:
     with pytest.raises(BadOption, match="--bind"):
         resolve_bind(text)
+
+
+# --- with real workers
+
+
+@pytest.mark.processes
+def test_an_application_that_cannot_be_loaded_is_told_once_however_many_workers_meet_it(
+    cluster: Cluster, app: Path
+) -> None:
+    app.write_text("import no_such_module_of_mine\n")
+    arguments = ["-m", "perdure_cli", "run", str(app), "--data", str(cluster.data), "--workers", "4"]
+    supervisor = cluster.launch([*arguments, "--engine", "memory"], wait=False)
+    assert supervisor.wait(DEADLINE_S) == RunExit.APPLICATION
+    [told] = [line for line in cluster.log() if line["level"] not in ("debug", "info")]
+    assert told["level"] == "error"
+    assert "no_such_module_of_mine" in told["message"]
+    assert f"{app}:1" in told["message"]
+
+
+@pytest.mark.processes
+def test_a_store_that_cannot_be_opened_is_served_again_when_what_was_in_the_way_is_gone(
+    cluster: Cluster, app: Path
+) -> None:
+    app.write_text("from perdure import DurableObject\n\nclass Shelf(DurableObject): ...\n")
+    arguments = ["-m", "perdure_cli", "run", str(app), "--data", str(cluster.data), "--workers", "2"]
+    first = cluster.launch(arguments)
+    assert cluster.stop(first) == RunExit.OK
+    in_the_way = cluster.data / "shard-0001" / "LOCK"
+    in_the_way.unlink()
+    in_the_way.mkdir()
+    second = cluster.launch(arguments, wait=False)
+    why = f"worker-1 ended: exit code 75: {WorkerExit.STORE_UNAVAILABLE.meaning}"
+    wait_for("it is tried again", lambda: cluster.log_text().count(why) >= 2)
+    assert not cluster.is_ready()
+    in_the_way.rmdir()
+    wait_for("the cluster is ready", cluster.is_ready)
+    assert "parked" not in cluster.log_text()
+    assert cluster.stop(second) == RunExit.OK

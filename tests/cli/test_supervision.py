@@ -16,12 +16,14 @@ from perdure_cli.events import (
     Announce,
     Beat,
     ChildId,
+    Close,
     Event,
     Exited,
     Finish,
     Park,
     Persist,
     PublishMap,
+    Quiet,
     Ready,
     Role,
     Spawn,
@@ -232,6 +234,8 @@ def test_a_process_that_hangs_after_such_a_pause_is_found_all_the_same() -> None
         lambda epoch, pid, now: Ready(W0, epoch - 1, pid, "ipc://old", now),
         lambda epoch, pid, now: Ready(W0, epoch, pid - 1, "ipc://old", now),
         lambda epoch, pid, now: Ready(W0, epoch, pid, "ipc://twice", now),
+        lambda epoch, pid, now: Quiet(W0, epoch - 1, pid, now),
+        lambda epoch, pid, now: Quiet(W0, epoch, pid - 1, now),
         lambda epoch, pid, now: Exited(W0, pid - 1, -9, now),
         lambda epoch, pid, now: Beat(ChildId(Role.WORKER, 7), epoch, pid, now),
         lambda epoch, pid, now: Ready(ChildId(Role.ROUTER, 1), epoch, pid, "ipc://other", now),
@@ -267,6 +271,61 @@ def test_workers_stop_together_then_the_router_then_the_run_is_over() -> None:
     assert killed(scene.die(W1, 0)) == []
     assert killed(scene.die(W0, 0)) == [(ROUTER, signal.SIGTERM)]
     assert scene.die(ROUTER, 0) == [Finish(RunExit.OK)]
+
+
+def test_no_worker_is_told_to_close_before_all_have_been_quiet() -> None:
+    scene = serving()
+    scene.feed(StopRequested(scene.now))
+    assert scene.quiet(W1) == []
+    assert scene.state_of(W1) is ChildState.QUIET
+    assert not of(Close, scene.pass_time(5))
+    assert scene.quiet(W0) == [Close((W0, W1))]
+    assert scene.state_of(W0) is scene.state_of(W1) is ChildState.CLOSING
+    assert not of(Close, scene.die(W0, 0))
+    assert killed(scene.die(W1, 0)) == [(ROUTER, signal.SIGTERM)]
+
+
+def test_a_worker_that_dies_is_not_waited_for_by_the_quiet_ones() -> None:
+    scene = serving()
+    scene.feed(StopRequested(scene.now))
+    scene.quiet(W0)
+    assert of(Close, scene.die(W1, 70)) == [Close((W0,))]
+
+
+def test_a_worker_that_was_down_is_not_waited_for_by_the_quiet_ones() -> None:
+    scene = serving()
+    scene.die(W1, 72)
+    scene.feed(StopRequested(scene.now))
+    assert scene.quiet(W0) == [Close((W0,))]
+
+
+def test_quiet_workers_that_are_never_told_to_close_are_killed_in_the_end() -> None:
+    scene = serving()
+    scene.feed(StopRequested(scene.now))
+    scene.quiet(W0)
+    assert killed(scene.pass_time(13.1)) == [(W0, signal.SIGKILL), (W1, signal.SIGKILL)]
+
+
+def test_the_second_request_kills_quiet_workers_too() -> None:
+    scene = serving()
+    scene.feed(StopRequested(scene.now))
+    scene.quiet(W0)
+    assert (W0, signal.SIGKILL) in killed(scene.feed(StopRequested(scene.now)))
+
+
+def test_a_worker_that_somebody_else_stopped_waits_for_nobody_and_is_replaced() -> None:
+    scene = serving()
+    assert scene.quiet(W0) == [Close((W0,))]
+    assert not scene.core.stopping
+    assert spawned(scene.die(W0, 0)) == [(W0, 2)]
+
+
+def test_a_worker_that_somebody_else_stopped_is_waited_for_when_the_rest_stops_too() -> None:
+    scene = serving()
+    scene.quiet(W0)
+    scene.feed(StopRequested(scene.now))
+    assert scene.quiet(W1) == []
+    assert of(Close, scene.die(W0, 0)) == [Close((W1,))]
 
 
 def test_nothing_is_started_any_more_while_stopping() -> None:
@@ -354,6 +413,7 @@ def test_a_stop_with_no_process_left_finishes_at_once() -> None:
 
 COMMANDS = st.one_of(
     st.tuples(st.just("ready"), st.sampled_from(ALL)),
+    st.tuples(st.just("quiet"), st.sampled_from([W0, W1])),
     st.tuples(st.just("die"), st.sampled_from(ALL), st.sampled_from([0, 1, 70, 71, 72, 74, 78, -9, -6, -15])),
     st.tuples(st.just("time"), st.sampled_from([0.01, 0.3, 1.0, 2.6, 31.0]), st.sets(st.sampled_from(ALL))),
     st.tuples(st.just("pause"), st.sampled_from([1.5, 40.0])),
@@ -366,12 +426,14 @@ COMMANDS = st.one_of(
 @given(st.lists(COMMANDS, max_size=40))
 def test_no_history_breaks_an_invariant_and_every_one_can_be_ended(history: list[tuple]) -> None:
     # `Scene` checks after each event: one process per child, epochs on disk before spawns, versions that
-    # grow and are on disk, signals only to processes that were not waited for.
+    # grow and are on disk, signals only to processes that were not waited for, doors that close together.
     scene = Scene(timing=Timing(restarts=RestartTiming()))
     for name, *facts in history:
         match name:
             case "ready" if facts[0] in scene.pids:
                 scene.ready(facts[0])
+            case "quiet" if facts[0] in scene.pids:
+                scene.quiet(facts[0])
             case "die" if facts[0] in scene.pids:
                 scene.die(*facts)
             case "time":

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from perdure.exits import WorkerExit
 from perdure_cli.errors import RunExit
 
 from .cluster import DEADLINE_S, Cluster, free_port, is_alive, wait_for
@@ -158,6 +159,31 @@ def test_all_workers_stop_at_once_then_the_router_then_the_supervisor(
     assert ends[4:] == [("stop", "router"), ("exit", "router")]
 
 
+def test_a_worker_without_turns_serves_until_the_others_have_none_either(cluster: Cluster) -> None:
+    for worker in ("worker-0", "worker-1"):
+        cluster.order(worker, quiet_when=f"{worker} is quiet")
+    supervisor = cluster.start()
+    supervisor.send_signal(signal.SIGTERM)
+    cluster.allow("worker-0 is quiet")
+    wait_for("the supervisor heard of it", lambda: "worker-0 runs no turn any more" in cluster.log_text())
+    assert is_alive(cluster.latest("worker-0")["pid"])
+    cluster.allow("worker-1 is quiet")
+    assert supervisor.wait(DEADLINE_S) == RunExit.OK
+    events = [(entry["event"], entry["child"]) for entry in cluster.journal()]
+    for worker in ("worker-0", "worker-1"):
+        assert events.index(("quiet", "worker-1")) < events.index(("close", worker))
+
+
+def test_a_worker_that_somebody_else_stops_is_told_to_close_at_once_and_replaced(cluster: Cluster) -> None:
+    cluster.order("worker-0", quiet_when="quiet")
+    cluster.allow("quiet")
+    cluster.start()
+    os.kill(cluster.latest("worker-0")["pid"], signal.SIGTERM)
+    cluster.wait_for_entry("ready", "worker-0", epoch=2)
+    assert [entry["code"] for entry in cluster.journal("exit")] == [0]
+    assert [entry["child"] for entry in cluster.journal("close")] == ["worker-0"]
+
+
 END = ("stop", "exit")
 
 
@@ -260,9 +286,29 @@ def test_a_worker_whose_shard_cannot_be_served_is_parked_and_the_others_serve(
     assert cluster.stop(supervisor) == RunExit.OK
 
 
+def test_a_worker_whose_store_cannot_be_opened_now_is_tried_again_and_not_parked(cluster: Cluster) -> None:
+    cluster.order("worker-0", exit_before_ready=WorkerExit.STORE_UNAVAILABLE)
+    cluster.start(wait=False)
+    cluster.wait_for_entry("exit", "worker-0", epoch=3)
+    cluster.order("worker-0")
+    wait_for("the cluster is ready", cluster.is_ready)
+    assert "parked" not in cluster.log_text()
+    told = next(line["message"] for line in cluster.log() if "worker-0 ended" in line["message"])
+    assert told == f"worker-0 ended: exit code 75: {WorkerExit.STORE_UNAVAILABLE.meaning}"
+
+
+def test_a_process_that_a_signal_without_a_name_ended_is_replaced(cluster: Cluster) -> None:
+    cluster.start()
+    os.kill(cluster.latest("worker-0")["pid"], signal.SIGRTMIN + 1)
+    cluster.wait_for_entry("ready", "worker-0", epoch=2)
+    assert f"worker-0 ended: signal {signal.SIGRTMIN + 1}" in cluster.log_text()
+
+
 def test_an_application_that_cannot_be_loaded_ends_the_run(cluster: Cluster) -> None:
     cluster.order("worker-1", exit_before_ready=78)
     assert cluster.start(wait=False).wait(DEADLINE_S) == RunExit.APPLICATION
+    loud = [line for line in cluster.log() if line["level"] not in ("debug", "info")]
+    assert loud == [], "the worker has said it, and better"
     assert not any(is_alive(entry["pid"]) for entry in cluster.journal("started"))
 
 

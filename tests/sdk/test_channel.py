@@ -93,6 +93,9 @@ async def paired(context: zmq.Context[zmq.Socket[bytes]], folder: Path) -> Async
     assert readable
     identity, hello = router.recv_multipart()
     assert hello == b"hello"
+    # Until the look that follows the send, a message may come without a signal: that look would see it.
+    while channel._scheduled:
+        await asyncio.sleep(0)  # sleep: one tick of the loop
     try:
         yield Pair(channel, inbox, router, identity)
     finally:

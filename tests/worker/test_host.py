@@ -419,14 +419,19 @@ def test_a_large_call_counts_with_its_own_size_among_many_small_ones(make_scene:
 
 
 def test_waiting_calls_of_many_objects_start_in_bounded_portions(make_scene: Any) -> None:
-    scene = make_scene(Room, limits=Limits(start_batch_turns=10))
-    holders = [scene.start(Room, str(number), "hold") for number in range(3)]
-    calls = [scene.start(Room, str(number), "note", turn, False) for turn in range(20) for number in range(3)]
-    for number in range(3):
-        scene.resident(Room, str(number)).instance.go.set()
-    scene.settle()
-    assert results(holders) == [None] * 3
-    assert results(calls) == [turn + 1 for turn in range(20) for _ in range(3)]
+    scene: Scene = make_scene(Room, limits=Limits(start_batch_turns=10, uncommitted_bytes_max=100))
+    for number in range(60):
+        scene.call(Room, str(number), "look")
+    scene.start(Room, "full", "write", 1)
+    calls = [scene.start(Room, str(number), "note", 1) for number in range(60)]
+    scene.loop.call_soon(scene.jobs.popleft())
+    portions = []
+    while not all(call.answered for call in calls):
+        before = scene.host.turns
+        scene.loop.call_soon(scene.loop.stop)
+        scene.loop.run_forever()
+        portions.append(scene.host.turns - before)
+    assert [portion for portion in portions if portion] == [10] * 6
 
 
 # --- peers that send one call a message

@@ -68,10 +68,11 @@ class Execution(Writes, ABC):
         self.caller = parts.caller
         self.thread = threading.get_ident()
         self.turns = 0
+        self._message_bytes_max = settings.limits.message_bytes_max
         self._context = copy_context()
         self._spare = TurnTask(parts.loop)
         self._spare_references = 0
-        """References to a spare that nobody kept."""
+        """References to a spare that nobody kept and nobody touched."""
         self._threads = BlockingThreads(parts.loop)
 
     @abstractmethod
@@ -103,15 +104,11 @@ class Execution(Writes, ABC):
         """
         enter(self.loop, self._spare)
         if not self._spare_references:
-            self._spare_references = self._count_references()
+            self._spare_references = getrefcount(self._spare)
         try:
             self._context.run(run, *args)
         finally:
             leave(self.loop, self._spare)
-
-    def _count_references(self) -> int:
-        spare = self._spare
-        return getrefcount(spare)
 
     def _replace_spare(self) -> TurnTask:
         task = self._spare
@@ -145,10 +142,8 @@ class Execution(Writes, ABC):
             return
         resident.turn = turn
         self.turns += 1
-        self._step(resident, turn, self._body(method), (resident.instance, *arguments), keywords)
-
-    def _body(self, method: Method) -> Callable[..., Any]:
-        return partial(self._threads.run, method.function) if method.blocking else method.function
+        body = partial(self._threads.run, method.function) if method.blocking else method.function
+        self._step(resident, turn, body, (resident.instance, *arguments), keywords)
 
     def _step(
         self,
@@ -179,8 +174,7 @@ class Execution(Writes, ABC):
         if suspended:
             self._suspend(resident, turn, coroutine, context, result)
             return
-        spare = self._spare
-        if spare.touched or getrefcount(spare) != self._spare_references:
+        if getrefcount(self._spare) != self._spare_references:
             # Somebody kept it, and could cancel the turn that it serves next.
             self._replace_spare().retire()
         if failure is None:
@@ -225,11 +219,8 @@ class Execution(Writes, ABC):
 
     def _finish(self, resident: Resident, turn: Turn, result: Any) -> None:
         peer, sequence, method, _, _ = turn
-        if resident.doomed is not None:
-            self._fail(resident, turn, resident.doomed)
-            return
-        if peer is None or method is None:
-            self._started(resident, turn)
+        if method is None or resident.doomed is not None:
+            self._finish_other(resident, turn)
             return
         try:
             kind = type(result)
@@ -240,9 +231,12 @@ class Execution(Writes, ABC):
                 reply = self._pack([sequence, protocol.STATUS_RESULT, result])
             else:
                 reply = b"\x93" + self._pack(sequence) + b"\x00" + codec.encode(result)
-            if len(reply) > self.limits.message_bytes_max:
+            if len(reply) > self._message_bytes_max:
                 self._too_large(len(reply))
-            changes = self._changes(resident)
+            # As `_changes`, without the call (0.05 µs).
+            changes = resident.changed_fields(self._pack, self._value_bytes_max)
+            if changes is None and resident.storage is not None and resident.storage._dirty:
+                changes = []
         except Exception as error:  # of user-defined values too: the turn fails, nothing is written
             self._fail(resident, turn, error)
             return
@@ -257,11 +251,17 @@ class Execution(Writes, ABC):
         if resident.mailbox is not None:
             self.on_idle(resident)
 
+    def _finish_other(self, resident: Resident, turn: Turn) -> None:
+        if resident.doomed is not None:
+            self._fail(resident, turn, resident.doomed)
+        else:
+            self._started(resident, turn)
+
     def _too_large(self, size: int) -> None:
         raise MessageTooLarge(
-            f"the result has {size} bytes encoded; the limit is {self.limits.message_bytes_max}",
+            f"the result has {size} bytes encoded; the limit is {self._message_bytes_max}",
             size=size,
-            limit=self.limits.message_bytes_max,
+            limit=self._message_bytes_max,
         )
 
     def _fail(self, resident: Resident, turn: Turn, error: BaseException) -> None:

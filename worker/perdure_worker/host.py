@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import OrderedDict, deque
+from itertools import islice
 from typing import Any
 
 from perdure import codec, protocol
@@ -40,6 +41,8 @@ __all__ = ["Host"]
 
 log = logging.getLogger("perdure.worker")
 
+# What reading an item raises that is no call; a Decimal that is no number compares with nothing.
+_MALFORMED = (ValueError, TypeError, ArithmeticError)
 _ITEM_ELEMENTS = len(protocol.Item._fields)
 _AVERAGED_BYTES_MAX = 64 * 1024
 """Up to this size of a message, each waiting call in it counts as the average of them."""
@@ -86,22 +89,17 @@ class Host(Execution):
         self.in_turns(self._on_items, peer, items, base, now, size)
 
     def _on_items(self, peer: Peer, items: list[Any], base: float, now: float, size: int | None) -> None:
-        for index in range(1, len(items)):
+        for item in islice(items, 1, None):
             try:
-                self._on_call(peer, items[index], base, now, size)
-            except (ValueError, TypeError):
-                self._on_malformed(peer, items[index], base, now, size)
+                self._on_call(peer, item, base, now, size)
+            except _MALFORMED:
+                self._on_malformed(peer, item, base, now, size)
         self._run_waiting(now)
 
     def _on_call(self, peer: Peer, item: Any, base: float, now: float, size: int | None) -> None:
         sequence, namespace, key, name, method_name, args, kwargs, timeout_ms, chain = item
-        if (
-            type(sequence) is not int
-            or type(args) is not list
-            or type(timeout_ms) is not int
-            or (kwargs and type(kwargs) is not dict)
-        ):
-            raise TypeError("a call's sequence and timeout are ints, its arguments a list and a map")
+        if type(sequence) is not int or type(args) is not list or (kwargs and type(kwargs) is not dict):
+            raise TypeError("a call's sequence is an int, its arguments are a list and a map")
         resident = self.live.get(key)
         if resident is None or (name is not None and name != resident.name):
             try:
@@ -119,8 +117,9 @@ class Host(Execution):
                 self.refuse(peer, sequence, refusal)
                 return
             assert method is not None
-        in_bounds = 0 < timeout_ms < self._timeout_max_ms
-        deadline = base + (timeout_ms * 0.001 if in_bounds else self._timeout(timeout_ms))
+        deadline = base + (
+            timeout_ms * 0.001 if 0 < timeout_ms < self._timeout_max_ms else self._timeout(timeout_ms)
+        )
         self.live.move_to_end(key)
         if (
             resident.turn is None
@@ -232,7 +231,7 @@ class Host(Execution):
         if type(item) is list and len(item) > _ITEM_ELEMENTS:
             # Of a newer client, which may say more than this worker understands.
             del item[_ITEM_ELEMENTS:]
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(*_MALFORMED):
                 self._on_call(peer, item, base, now, size)
                 return
         self.malformed += 1

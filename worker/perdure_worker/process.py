@@ -66,8 +66,7 @@ _TICK_S = 0.05
 _FOLLOW_S = 1.0
 _SEND_AGAIN_S = 0.005
 _DRAIN_LOOK_S = 0.01
-_GOODBYE_LOOK_S = 0.002
-_GOODBYE_AGAIN_S = 0.05
+_GOODBYE_LOOK_S, _GOODBYE_AGAIN_S = 0.002, 0.05
 _LAST_WORDS_MS = 1_000
 """How long a stopping door may take to hand its last replies to the kernel."""
 # The committer thread needs the interpreter right after fdatasync; with Python's 5 ms it waited that
@@ -279,12 +278,12 @@ class Worker:
         self._counts["refused_messages"] += 1
         if self._counts["refused_messages"] % 1000 == 1:
             log.warning("a message was refused: %s", error, extra=dict(self._counts))
-        self._send_refusal(identity, origin, error, body)
+        self._send_refusal(identity, origin, error, body if len(body) <= _LIMITS.batch_bytes_max else b"")
 
     def _send_refusal(self, identity: bytes, origin: bytes | None, error: PerdureError, body: bytes) -> None:
-        """Nothing of the batch ran; it goes back whole, so that its sender knows of which calls."""
+        """Nothing of it ran; a batch that goes back with the refusal tells its sender of which calls."""
         header = protocol.header(protocol.REFUSED, self._config.index, self._config.epoch)
-        answer = codec.encode([*to_wire(error), body if len(body) <= _LIMITS.batch_bytes_max else None])
+        answer = codec.encode([*to_wire(error), body] if body else to_wire(error))
         if origin is not None:
             answer = msgpack.packb([origin, header, answer])
             header = protocol.header(protocol.BUNDLE, self._config.index, self._config.epoch)

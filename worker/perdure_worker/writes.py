@@ -53,6 +53,7 @@ class Writes(Answers):
         self.paused = False
         """Whether new turns wait because too many bytes wait for the disk."""
         self._groups = parts.committer.groups
+        self._value_bytes_max = settings.limits.value_bytes_max
         self._backend = StorageBackend(parts.engine, settings.limits, codec.encode, codec.decode)
 
     # --- which turn runs
@@ -74,7 +75,7 @@ class Writes(Answers):
 
     def _changes(self, resident: Resident) -> list[Any] | None:
         """What the turn changed and not yet committed; None if nothing.  Raises, and then changes nothing."""
-        changes = resident.changed_fields(self._pack, self.limits.value_bytes_max)
+        changes = resident.changed_fields(self._pack, self._value_bytes_max)
         if changes is None and resident.storage is not None and resident.storage._dirty:
             return []
         return changes
