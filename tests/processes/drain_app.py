@@ -16,8 +16,10 @@ class Leaf(DurableObject):
 
     count: int = durable(0)
 
-    async def add(self) -> int:
-        """One more; takes no time."""
+    async def add(self, seconds: float = 0.0) -> int:
+        """One more, at once or after a while."""
+        if seconds:
+            await asyncio.sleep(seconds)  # sleep: a turn that is running when the stop comes
         self.count += 1
         return self.count
 
@@ -38,11 +40,11 @@ class Slow(DurableObject):
     begun: int = durable(0)
     ended: int = durable(0)
 
-    async def pass_on(self, leaf: str, seconds: float) -> int:
+    async def pass_on(self, leaf: str, seconds: float, seconds_there: float = 0.0) -> int:
         """What the leaf counted."""
         self.begun += 1
-        await asyncio.sleep(seconds)  # sleep: a turn that is running when the stop comes
-        counted = await self.ctx.get(Leaf, leaf).add()
+        await asyncio.sleep(seconds)  # sleep: as above
+        counted = await self.ctx.get(Leaf, leaf).add(seconds_there)
         self.ended += 1
         return counted
 

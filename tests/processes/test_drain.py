@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -73,6 +74,11 @@ def exit_codes(cluster: Cluster) -> list[int]:
     ]
 
 
+def errors_logged(cluster: Cluster) -> list[str]:
+    """What went wrong in any process, uncaught exceptions of callbacks included."""
+    return [line["message"] for line in cluster.log() if line["level"] in ("error", "critical")]
+
+
 async def turns(client: Client, worker: int) -> int:
     """Turns that have begun on that worker."""
     return int((await client.stats())[worker]["turns"])
@@ -84,30 +90,23 @@ async def until_turns(client: Client, worker: int, count: int) -> None:
             pass
 
 
-@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-the-router"])
-def test_turns_that_call_objects_of_other_workers_end_before_any_door_closes(
-    cluster: Cluster, direct: bool
-) -> None:
+def test_turns_that_call_objects_of_other_workers_end_before_any_door_closes(cluster: Cluster) -> None:
     load = Load()
 
     async def story() -> tuple[list[str], list[str]]:
-        async with connect(cluster.url, direct=direct) as client:
+        async with connect(cluster.url) as client:
             here, there = names_on(client, 0, "Slow", 2 * CALLERS), names_on(client, 1, "Slow", CALLERS)
             leaves = names_on(client, 1, "Leaf", 2 * CALLERS)
-            calls: list[Callable[[], Awaitable[object]]] = []
+            calls: list[tuple[str, Callable[[], Awaitable[object]]]] = []
             for number in range(CALLERS):
                 slow = client.get("Slow", here[number], timeout=RETRIES_END_S)
-                calls.append(lambda slow=slow, leaf=leaves[number]: slow.pass_on(leaf, TURN_S))
+                calls.append(("direct", functools.partial(slow.pass_on, leaves[number], TURN_S)))
                 detour = client.get("Slow", there[number], timeout=RETRIES_END_S)
                 way, end = here[CALLERS + number], leaves[CALLERS + number]
-                calls.append(lambda detour=detour, w=way, e=end: detour.pass_on_through(w, e, DETOUR_S))
+                calls.append(("detour", functools.partial(detour.pass_on_through, way, end, DETOUR_S)))
             for leaf in names_on(client, 0, "Leaf", CALLERS) + leaves:
-                calls.append(client.get("Leaf", leaf, timeout=RETRIES_END_S).get)
-            kinds = ["direct", "detour"] * CALLERS + ["read"] * len(calls)
-            running = [
-                asyncio.ensure_future(load.repeat(kind, call))
-                for kind, call in zip(kinds, calls, strict=False)
-            ]
+                calls.append(("read", client.get("Leaf", leaf, timeout=RETRIES_END_S).get))
+            running = [asyncio.ensure_future(load.repeat(*call)) for call in calls]
             while min(load.answered.get(kind, 0) for kind in ("direct", "detour")) < CALLERS:
                 await client.stats()
             await asyncio.to_thread(cluster.stop)
@@ -118,6 +117,7 @@ def test_turns_that_call_objects_of_other_workers_end_before_any_door_closes(
     slows, leaves = asyncio.run(story())
     assert load.errors, "the stop came while callers were at it"
     assert load.unexpected() == []
+    assert errors_logged(cluster) == []
     cluster.start()
     with cluster.connect() as client:
         figures = [client.get("Slow", name).get() for name in slows]
@@ -151,6 +151,7 @@ def test_a_worker_without_turns_serves_the_turns_of_the_others_until_they_end(
             return counted
 
     assert asyncio.run(story()) == 1
+    assert errors_logged(cluster) == []
 
 
 def test_a_worker_that_is_stopped_alone_waits_for_no_other(cluster: Cluster, tmp_path: Path) -> None:
@@ -181,11 +182,15 @@ def test_turns_elsewhere_that_call_a_worker_which_is_stopped_alone_go_on_with_it
 ) -> None:
     load = Load()
 
-    async def story() -> str:
+    async def story() -> int:
         async with connect(cluster.url) as client:
-            (slow,), (leaf,) = names_on(client, 1, "Slow", 1), names_on(client, 0, "Leaf", 1)
-            stub = client.get("Slow", slow)
-            running = asyncio.ensure_future(load.repeat("call", lambda: stub.pass_on(leaf, 0.0)))
+            leaves = names_on(client, 0, "Leaf", 4)
+            running = []
+            for name, leaf in zip(names_on(client, 1, "Slow", 4), leaves, strict=True):
+                slow = client.get("Slow", name)
+                # Mostly on their way, so that the leaves' worker finds a moment without turns.
+                call = functools.partial(slow.pass_on, leaf, 0.02, 0.005)
+                running.append(asyncio.ensure_future(load.repeat("call", call)))
             for _ in range(3):
                 enough = load.answered.get("call", 0) + 50
                 before = cluster.worker_pids[0]
@@ -194,12 +199,14 @@ def test_turns_elsewhere_that_call_a_worker_which_is_stopped_alone_go_on_with_it
                     while load.answered.get("call", 0) < enough or cluster.worker_pids[0] == before:
                         await client.stats()
             load.stopped = True
-            await running
-            assert await client.get("Leaf", leaf).get() == load.answered["call"]
-            return slow
+            await asyncio.gather(*running)
+            return sum([await client.get("Leaf", leaf).get() for leaf in leaves])
 
-    asyncio.run(story())
+    counted = asyncio.run(story())
     assert load.errors == []
+    assert counted == load.answered["call"]
+    assert exit_codes(cluster) == [WorkerExit.STOPPED] * 3
+    assert errors_logged(cluster) == []
 
 
 def test_turns_that_do_not_end_are_cut_off_in_time_and_the_exit_code_says_so(
@@ -228,3 +235,4 @@ def test_turns_that_do_not_end_are_cut_off_in_time_and_the_exit_code_says_so(
     assert took < LIMITS.drain_timeout_s + LIMITS.goodbye_timeout_s + 2.0
     assert [type(outcome) for outcome in outcomes] == [OutcomeUnknown, OutcomeUnknown]
     assert exit_codes(cluster) == [WorkerExit.TURNS_CUT] * 2
+    assert errors_logged(cluster) == ["worker stopped; turns that had not ended were cut off"] * 2

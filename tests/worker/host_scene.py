@@ -79,9 +79,7 @@ class Sent:
 
     @property
     def reply(self) -> list[Any] | None:
-        replies = [
-            reply for reply in self._scene.replies_to(self._peer.identity) if reply[0] == self.sequence
-        ]
+        replies = self._scene.by_sequence.get((self._peer.identity, self.sequence), [])
         assert len(replies) <= 1, f"the call was answered more than once: {replies}"
         return replies[0] if replies else None
 
@@ -126,6 +124,7 @@ class Scene:
         self._sequence = 0
         self._held: list[Any] | None = None
         self._replies: dict[bytes, list[list[Any]]] = {}
+        self.by_sequence: dict[tuple[bytes, int], list[list[Any]]] = {}
         self._wanted = {"flush": False, "turns": False}
         self._home = Peer(b"", None, raw=False)
         self.loop.set_exception_handler(lambda _, context: self.loop_errors.append(context))
@@ -184,10 +183,11 @@ class Scene:
         for identity, header, body in self.peers.take_messages(codec.encode):
             if identity == b"":
                 self.loop.call_soon(self.caller.on_replies, EPOCH, body)
-            elif protocol.read_header(header).kind == protocol.REPLY:
-                self.replies_to(identity).append(codec.decode(body))
             else:
-                self.replies_to(identity).extend(codec.decode(body))
+                is_raw = protocol.read_header(header).kind == protocol.REPLY
+                for reply in [codec.decode(body)] if is_raw else codec.decode(body):
+                    self.replies_to(identity).append(reply)
+                    self.by_sequence.setdefault((identity, reply[0]), []).append(reply)
 
     def _flush_caller(self) -> None:
         self.caller.flush(self._send_home)
@@ -281,9 +281,7 @@ class Scene:
 
     def rows(self, cls: Any, name: str | ObjectId, kind: bytes) -> dict[str, Any]:
         """The durable rows of one kind of an object, decoded."""
-        entry = register([cls])[namespace_of(cls)]
-        entry.place(SLOTS)
-        start = Resident(entry, key_of(cls, name), None).row_prefix() + kind
+        start = Resident(self.host.classes[namespace_of(cls)], key_of(cls, name), None).row_prefix() + kind
         return {
             key[len(start) :].decode(): codec.decode(records.unseal(key, record))
             for key, record in self.disk.between(start, keys.prefix_end(start))
