@@ -73,6 +73,17 @@ async def soon(awaitable: Awaitable[Any]) -> Any:
     return await asyncio.wait_for(awaitable, PATIENCE_S)
 
 
+def end_context(context: zmq.Context[Any]) -> None:
+    """Fails when a socket was left open: ending the context would wait for it for ever."""
+    left_open = [thing for thing in gc.get_objects() if is_open_socket(thing, context)]
+    context.destroy(linger=0)
+    assert not left_open
+
+
+def is_open_socket(thing: object, context: zmq.Context[Any]) -> bool:
+    return isinstance(thing, zmq.Socket) and not thing.closed and thing.context is context
+
+
 @dataclass(frozen=True)
 class Message:
     """What a peer sent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from perdure.client import connect
 from perdure.codec import encode as encoded
 from perdure.errors import DeadlineExceeded, OutcomeUnknown, ShardUnavailable
 from perdure.ids import id_from_name
+from perdure.limits import Limits
 from perdure.slotmap import Seat, SlotMap
 
 from .fake_cluster import FakeCluster, fake_cluster, in_loop, soon
@@ -175,7 +177,11 @@ async def test_without_its_router_a_direct_client_goes_on(tmp_path: Path) -> Non
 
 
 @in_loop
-async def test_a_router_that_comes_back_is_asked_for_the_map(tmp_path: Path) -> None:
+async def test_a_router_that_comes_back_is_asked_for_the_map_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rare_pings = dataclasses.replace(Limits(), client_ping_s=1000.0)
+    monkeypatch.setattr("perdure.client._LIMITS", rare_pings)
     async with fake_cluster(tmp_path) as cluster, connect(cluster.url) as client:
         await cluster.router.close()
         successor = await cluster.restart(0)

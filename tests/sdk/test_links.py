@@ -18,7 +18,7 @@ from perdure.links import DoorLinks
 from perdure.protocol import Header
 from perdure.slotmap import Seat, SlotMap, contiguous_ranges
 
-from .fake_cluster import Door, Message, in_loop, soon
+from .fake_cluster import Door, Message, end_context, in_loop, soon
 
 BATCH = protocol.header(protocol.BATCH)
 
@@ -82,7 +82,7 @@ async def linked(folder: Path, workers: int = 1) -> AsyncIterator[tuple[Caller, 
         caller.links.close()
         for door in doors:
             await door.close()
-        context.term()  # waits for ever for a socket that was left open
+        end_context(context)
 
 
 async def reply(door: Door, message: Message, value: Any) -> None:

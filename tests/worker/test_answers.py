@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass
 from typing import Any
 
-from perdure import DurableObject, Limits, Overloaded, RemoteError, StorageError, codec, durable, protocol
+from perdure import (
+    DurableObject,
+    InvalidArgument,
+    Limits,
+    Overloaded,
+    RemoteError,
+    StorageError,
+    codec,
+    durable,
+    protocol,
+)
 from worker.host_scene import Scene
+
+
+@dataclass
+class Nasty:
+    """Nothing can be done with it, in either direction."""
+
+    x: int
+
+    def __post_init__(self) -> None:
+        if self.x == 0:
+            raise SystemExit(3)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "x" and object.__getattribute__(self, "x"):
+            raise KeyboardInterrupt
+        return object.__getattribute__(self, name)
 
 
 class Thing(DurableObject):
@@ -19,9 +47,17 @@ class Thing(DurableObject):
         await self.storage.get(5)  # type: ignore[arg-type]
 
     async def hold(self) -> None:
-        import asyncio
-
         await asyncio.Event().wait()
+
+    async def give(self) -> Nasty:
+        self.value = 99
+        return Nasty(1)
+
+    async def take(self, nasty: Nasty) -> None:
+        self.value = 99
+
+    async def get(self) -> int:
+        return self.value
 
 
 class Broken(Thing):
@@ -60,3 +96,17 @@ def test_a_storage_error_of_a_method_is_that_of_the_turn_and_one_of_the_start_is
     assert isinstance(of_the_turn, RemoteError)
     assert of_the_turn.type_name == "perdure.errors.StorageError"
     assert type(scene.start(Broken, "a", "set", 1).error()) is StorageError
+
+
+def test_a_value_whose_own_code_ends_programs_ends_its_call_alone(make_scene: Any) -> None:
+    scene: Scene = make_scene(Thing)
+    with scene.one_message():
+        taking = scene.start(Thing, "a", "take", {"x": 0})
+        giving = scene.start(Thing, "a", "give")
+        neighbour = scene.start(Thing, "b", "get")
+        follower = scene.start(Thing, "a", "get")
+    assert type(taking.error()) is InvalidArgument
+    raised = giving.error()
+    assert isinstance(raised, RemoteError)
+    assert raised.type_name == "KeyboardInterrupt"
+    assert (neighbour.result(), follower.result()) == (0, 0)

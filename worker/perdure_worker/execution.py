@@ -237,7 +237,7 @@ class Execution(Writes, ABC):
             changes = resident.changed_fields(self._pack, self._value_bytes_max)
             if changes is None and resident.storage is not None and resident.storage._dirty:
                 changes = []
-        except Exception as error:  # of user-defined values too: the turn fails, nothing is written
+        except BaseException as error:  # of user-defined values too: the turn fails, nothing is written
             self._fail(resident, turn, error)
             return
         resident.turn = None
@@ -270,7 +270,7 @@ class Execution(Writes, ABC):
         over = isinstance(error, Aborted)
         try:
             self.discard(resident)
-        except Exception:  # a user's class refuses the value that it saved itself
+        except BaseException:  # a user's class refuses the value that it saved itself
             log.exception("an object's fields cannot be put back", extra={"object": resident.label})
             over = True
         peer = turn[TURN_PEER]
@@ -336,7 +336,7 @@ class Execution(Writes, ABC):
     def _started(self, resident: Resident, turn: Turn) -> None:
         try:
             changes = self._changes(resident)
-        except Exception as error:
+        except BaseException as error:
             self._fail(resident, turn, error)
             return
         if changes is not None:

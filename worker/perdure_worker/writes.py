@@ -133,7 +133,7 @@ class Writes(Answers):
         """Commits changes of durable fields that no turn made; whether there were some."""
         try:
             changes = self._changes(resident)
-        except Exception as error:
+        except BaseException as error:
             log.error(
                 "a durable field was changed outside of a turn, to a value that cannot be saved",
                 extra={"object": resident.label, "error": repr(error)[:500]},
