@@ -108,7 +108,8 @@ class Channel:
         count = 0
         more = True
         try:
-            while count < _LIMITS.read_budget_messages and not self._closed:
+            until = self._loop.time() + _LIMITS.read_budget_s
+            while count < _LIMITS.read_budget_messages and not self._closed and self._loop.time() < until:
                 if not option(_EVENTS) & _POLLIN:
                     more = False
                     break

@@ -101,6 +101,8 @@ class Limits:
     """Objects in one worker's memory, which they must fit into; the least recently used leave."""
     read_budget_messages: int = 256
     """Messages read from one socket before other work gets its turn."""
+    read_budget_s: float = 0.05
+    """The same in time: batches of thousands of calls must not keep the loop from its heartbeat."""
     start_batch_turns: int = 2_048
     """Turns started in one loop tick before replies and commits are looked after."""
     slots: int = 1_024

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +30,9 @@ DETOUR_S = 0.2
 RETRIES_END_S = 4.0
 """Calls are repeated for this long when the cluster is gone; ten times what a turn takes."""
 
+ERRORS_MAX = 10_000
+"""More than retries can give: a client that fails each call at once ends the test, and not the machine."""
+
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
@@ -50,16 +54,25 @@ class Load:
 
     def __init__(self) -> None:
         self.stopped = False
-        self.answered: dict[str, int] = {}
+        self.answered: Counter[str] = Counter()
         self.errors: list[PerdureError] = []
+        self._news = asyncio.Event()
 
     async def repeat(self, kind: str, call: Callable[[], Awaitable[object]]) -> None:
-        while not self.stopped:
+        while not self.stopped and len(self.errors) < ERRORS_MAX:
             try:
                 await call()
-                self.answered[kind] = self.answered.get(kind, 0) + 1
             except PerdureError as error:
                 self.errors.append(error)
+            else:
+                self.answered[kind] += 1
+                self._news.set()
+
+    async def until(self, condition: Callable[[Counter[str]], bool]) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while not condition(self.answered):
+                self._news.clear()
+                await self._news.wait()
 
     def unexpected(self) -> list[PerdureError]:
         return [error for error in self.errors if not isinstance(error, NotExecuted)]
@@ -94,7 +107,7 @@ def test_turns_that_call_objects_of_other_workers_end_before_any_door_closes(clu
     load = Load()
 
     async def story() -> tuple[list[str], list[str]]:
-        async with connect(cluster.url) as client:
+        async with connect(cluster.url) as client, asyncio.TaskGroup() as callers:
             here, there = names_on(client, 0, "Slow", 2 * CALLERS), names_on(client, 1, "Slow", CALLERS)
             leaves = names_on(client, 1, "Leaf", 2 * CALLERS)
             calls: list[tuple[str, Callable[[], Awaitable[object]]]] = []
@@ -106,13 +119,12 @@ def test_turns_that_call_objects_of_other_workers_end_before_any_door_closes(clu
                 calls.append(("detour", functools.partial(detour.pass_on_through, way, end, DETOUR_S)))
             for leaf in names_on(client, 0, "Leaf", CALLERS) + leaves:
                 calls.append(("read", client.get("Leaf", leaf, timeout=RETRIES_END_S).get))
-            running = [asyncio.ensure_future(load.repeat(*call)) for call in calls]
-            while min(load.answered.get(kind, 0) for kind in ("direct", "detour")) < CALLERS:
-                await client.stats()
+            for call in calls:
+                callers.create_task(load.repeat(*call))
+            await load.until(lambda answered: min(answered["direct"], answered["detour"]) >= CALLERS)
             await asyncio.to_thread(cluster.stop)
             load.stopped = True
-            await asyncio.gather(*running)
-            return here + there, leaves
+        return here + there, leaves
 
     slows, leaves = asyncio.run(story())
     assert load.errors, "the stop came while callers were at it"
@@ -185,26 +197,24 @@ def test_turns_elsewhere_that_call_a_worker_which_is_stopped_alone_go_on_with_it
     async def story() -> int:
         async with connect(cluster.url) as client:
             leaves = names_on(client, 0, "Leaf", 4)
-            running = []
-            for name, leaf in zip(names_on(client, 1, "Slow", 4), leaves, strict=True):
-                slow = client.get("Slow", name)
-                # Mostly on their way, so that the leaves' worker finds a moment without turns.
-                call = functools.partial(slow.pass_on, leaf, 0.02, 0.005)
-                running.append(asyncio.ensure_future(load.repeat("call", call)))
-            for _ in range(3):
-                enough = load.answered.get("call", 0) + 50
-                before = cluster.worker_pids[0]
-                cluster.kill(before, signal.SIGTERM)
-                async with asyncio.timeout(DEADLINE_S):
-                    while load.answered.get("call", 0) < enough or cluster.worker_pids[0] == before:
-                        await client.stats()
-            load.stopped = True
-            await asyncio.gather(*running)
+            async with asyncio.TaskGroup() as callers:
+                for name, leaf in zip(names_on(client, 1, "Slow", 4), leaves, strict=True):
+                    # Mostly on their way, so that the leaves' worker finds a moment without turns.
+                    call = functools.partial(client.get("Slow", name).pass_on, leaf, 0.02, 0.005)
+                    callers.create_task(load.repeat(leaf, call))
+                for stops in range(1, 4):
+                    goal = load.answered + Counter(dict.fromkeys(leaves, 10))
+                    await load.until(lambda answered, goal=goal: answered >= goal)
+                    cluster.kill(cluster.worker_pids[0], signal.SIGTERM)
+                    await asyncio.to_thread(
+                        cluster.wait_until, "it has ended", lambda n=stops: len(exit_codes(cluster)) == n
+                    )
+                load.stopped = True
             return sum([await client.get("Leaf", leaf).get() for leaf in leaves])
 
     counted = asyncio.run(story())
     assert load.errors == []
-    assert counted == load.answered["call"]
+    assert counted == load.answered.total()
     assert exit_codes(cluster) == [WorkerExit.STOPPED] * 3
     assert errors_logged(cluster) == []
 
