@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from time import monotonic
 
 import zmq
 
@@ -108,8 +109,9 @@ class Channel:
         count = 0
         more = True
         try:
-            until = self._loop.time() + _LIMITS.read_budget_s
-            while count < _LIMITS.read_budget_messages and not self._closed and self._loop.time() < until:
+            # Not loop.time(): uvloop's stands still within a callback.
+            until = monotonic() + _LIMITS.read_budget_s
+            while count < _LIMITS.read_budget_messages and not self._closed and monotonic() < until:
                 if not option(_EVENTS) & _POLLIN:
                     more = False
                     break

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import secrets
 import select
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -418,3 +419,26 @@ def test_a_message_beyond_the_limit_cuts_off_who_sends_it(
     assert router.getsockopt(zmq.MAXMSGSIZE) == limits.message_bytes_max + limits.wire_overhead_bytes
     assert router.getsockopt(zmq.LINGER) == 0
     router.close()
+
+
+@in_loop
+async def test_a_drain_of_slow_messages_lets_the_loop_do_other_work(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    async with paired(context, tmp_path) as pair:
+        loop = asyncio.get_running_loop()
+        other_work: list[int] = []
+
+        def take(frames: list[bytes]) -> None:
+            until = time.monotonic() + Limits.read_budget_s / 2
+            while time.monotonic() < until:
+                pass
+            pair.inbox.take(frames)
+            if len(pair.inbox.messages) == 1:
+                loop.call_soon(lambda: other_work.append(len(pair.inbox.messages)))
+
+        pair.channel._on_message = take
+        for _ in range(20):
+            pair.push(b"slow")
+        await pair.inbox.has(20)
+        assert other_work[0] < 20
