@@ -34,7 +34,8 @@ class Storage(Protocol):
     carries (at most `value_bytes_max` bytes encoded).  Reads see the turn's own writes.  All writes of
     a turn become durable together, before anybody outside sees the turn's answer.  Errors:
     `StorageError` for keys and contradictions, `InvalidArgument` for values that cannot be stored;
-    a call that raises stored nothing.
+    a call that raises stored nothing.  Code that outlives its turn (a task nobody awaited) can read, but
+    its writes raise: nothing would commit them.
     """
 
     async def get(self, key: str, default: Any = None) -> Any:
