@@ -17,7 +17,7 @@ import zmq
 from perdure.errors import PerdureError
 from perdure.limits import Limits
 
-__all__ = ["Channel", "PeerGone", "WouldBlock", "open_dealer", "open_router", "watch_disconnect"]
+__all__ = ["Channel", "PeerGone", "WouldBlock", "open_dealer", "open_router"]
 
 _LIMITS = Limits()
 _BACKLOG_CONNECTIONS = 1_024
@@ -81,6 +81,11 @@ class Channel:
             if error.errno in (zmq.EHOSTUNREACH, zmq.ENOTSOCK):
                 raise PeerGone("the peer's connection is closed") from None
             raise
+
+    def read_rest(self) -> None:
+        """Reads all that has arrived, now; for a peer that is gone, as its messages are not endless."""
+        while not self._closed and self._option(_EVENTS) & _POLLIN:
+            self._drain()
 
     def close(self, linger_ms: int = 0) -> None:
         """Stops reading and closes the socket; messages not yet sent get `linger_ms`."""
@@ -158,29 +163,23 @@ def open_router(context: zmq.Context[zmq.Socket[bytes]], endpoints: Sequence[str
     return socket
 
 
-def open_dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """A DEALER connected to one endpoint; it takes messages only while the connection stands."""
+def open_dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str | None) -> zmq.Socket[bytes]:
+    """A DEALER connected to one endpoint; it takes messages only while the connection stands.
+
+    When the connection breaks, messages that have arrived and were not read are lost; see
+    `perdure.connection`, which connects by itself (`endpoint` is None).
+    """
     socket = context.socket(zmq.DEALER)
     _common(socket)
-    # Without IMMEDIATE messages would queue for a peer that is not there, or reach its successor.
-    socket.setsockopt(zmq.IMMEDIATE, 1)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+    if endpoint is None:
+        return socket
+    # Without IMMEDIATE messages would queue for a peer that is not there, or reach its successor.
+    socket.setsockopt(zmq.IMMEDIATE, 1)
     try:
         socket.connect(endpoint)
     except zmq.ZMQError:
         socket.close()
         raise
     return socket
-
-
-def watch_disconnect(
-    loop: asyncio.AbstractEventLoop, socket: zmq.Socket[bytes], on_disconnect: Callable[[], None]
-) -> Channel:
-    """Tells when the socket's peer has closed the connection, as soon as the kernel knows.
-
-    Replies that came before may still be unread then, for some microseconds.  Close the returned
-    channel, after `socket.disable_monitor()`, before the socket.
-    """
-    monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-    return Channel(loop, monitor, lambda _: on_disconnect())

@@ -20,11 +20,12 @@ import zmq
 
 from perdure import codec, ids, protocol
 from perdure.calls import Caller
-from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer, watch_disconnect
+from perdure.channel import PeerGone, WouldBlock
+from perdure.connection import Connection
 from perdure.errors import InvalidArgument, PerdureError, ShardUnavailable
 from perdure.ids import ObjectId
 from perdure.limits import Limits
-from perdure.links import LAST_REPLIES_S, DoorLinks
+from perdure.links import DoorLinks
 from perdure.listing import Listing, merge_listings, next_cursor
 from perdure.locate import boot_id, default_url, may_connect
 from perdure.methods import Method, callable_methods
@@ -67,8 +68,7 @@ class Client:
         self._tables: dict[type, Mapping[str, Method]] = {}
         self._loop: asyncio.AbstractEventLoop
         self._caller: Caller
-        self._front: Channel
-        self._front_monitor: Channel
+        self._front: Connection
         self._front_closing = False
         """The router said GOODBYE: it gets nothing more but pings, until its successor answers one."""
         self._links: DoorLinks
@@ -78,7 +78,6 @@ class Client:
         self._ready: asyncio.Future[None]
         self._timer: asyncio.TimerHandle | None = None
         self._again: asyncio.TimerHandle | None = None
-        self._hello_again: asyncio.TimerHandle | None = None
         self._ping_due = 0.0
         self._closed = False
 
@@ -95,18 +94,16 @@ class Client:
             random_source=random.Random(),  # noqa: S311 - jitter of retries, not a secret
             load_exception=ExceptionLoader().load,
             want_flush=self._flush_soon,
-            want_map=self._hello,
+            want_map=self._greet,
         )
         self._start, self._create_future = self._caller.call, loop.create_future
         self._context = zmq.Context()
         try:
-            socket = open_dealer(self._context, self.url)
+            self._front = self._connect(self._context)
         except zmq.ZMQError as error:
             self._closed = True
             self._context.term()
             raise InvalidArgument(f"{self.url!r} is no address of a router: {error}") from None
-        self._front = Channel(loop, socket, self._on_front, self._flush_waiting)
-        self._front_monitor = watch_disconnect(loop, socket, self._on_front_lost)
         self._links = DoorLinks(
             loop,
             self._context,
@@ -144,13 +141,11 @@ class Client:
         if self._closed or self._context is None:
             return
         self._closed = True
-        for timer in (self._timer, self._again, self._hello_again):
+        for timer in (self._timer, self._again):
             if timer is not None:
                 timer.cancel()
         self._caller.close()
         self._links.close()
-        self._front.socket.disable_monitor()
-        self._front_monitor.close()
         self._front.close()
         self._context.destroy(linger=0)
 
@@ -285,6 +280,7 @@ class Client:
 
     def _on_map(self, slot_map: SlotMap) -> None:
         self._front_closing = False
+        self._links.read_gone(slot_map)
         self._caller.on_map(slot_map)
         self._follow()
         self._flush()
@@ -304,15 +300,36 @@ class Client:
 
     def _on_death(self, worker: int, epoch: int) -> None:
         self._caller.on_death(worker, epoch)
-        self._hello()
+        self._greet()
+
+    def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> Connection:
+        return Connection(
+            self._loop,
+            context,
+            self.url,
+            on_message=self._on_front,
+            on_drained=self._flush_waiting,
+            on_connected=self._on_front_connected,
+            on_lost=self._on_front_lost,
+        )
+
+    def _connect_again(self) -> None:
+        if self._closed or self._context is None:
+            return
+        try:
+            self._front = self._connect(self._context)
+        except zmq.ZMQError:  # no descriptor is left
+            self._loop.call_later(_LIMITS.client_ping_s, self._connect_again)
+
+    def _on_front_connected(self) -> None:
+        self._greet()
+        self._flush_waiting()
 
     def _on_front_lost(self) -> None:
-        self._loop.call_later(LAST_REPLIES_S, self._on_front_gone)
-
-    def _on_front_gone(self) -> None:
-        # Whatever answers there from now on is a successor of the router that said GOODBYE.
+        # Another connection: what ZeroMQ holds for this one must not reach the router's successor.
+        self._front.close()
+        self._connect_again()
         self._front_closing = False
-        self._ping_due = 0.0
         if not self._direct:
             self._caller.on_router_lost()
 
@@ -345,31 +362,21 @@ class Client:
             self._again.cancel()
             self._flush_again()
 
-    def _hello(self) -> None:
-        if self._closed:
-            return
-        try:
-            self._front.send((protocol.header(protocol.HELLO), b""))
-        except (WouldBlock, PeerGone):
-            # Connecting takes a millisecond; afterwards pings suffice.
-            if self._caller.map is None and self._hello_again is None:
-                self._hello_again = self._loop.call_later(_SEND_AGAIN_S, self._try_hello_again)
-
-    def _try_hello_again(self) -> None:
-        self._hello_again = None
-        self._hello()
+    def _greet(self) -> None:
+        """HELLO brings the map, PING only news of it.  What is not sent now, the next tick says."""
+        slot_map = self._caller.map
+        if slot_map is None:
+            header = protocol.header(protocol.HELLO)
+        else:
+            header = protocol.header(protocol.PING, 0, slot_map.version)
+        if not self._closed:
+            with contextlib.suppress(WouldBlock, PeerGone):
+                self._front.send((header, b""))
+                self._ping_due = self._loop.time() + _LIMITS.client_ping_s
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(_TICK_S, self._tick)
         self._caller.tick()
-        now = self._loop.time()
-        if now >= self._ping_due:
-            slot_map = self._caller.map
-            if slot_map is None:
-                self._hello()
-                return
-            # While there is no connection each tick tries: a new router is asked as soon as it is there.
-            with contextlib.suppress(WouldBlock, PeerGone):
-                self._front.send((protocol.header(protocol.PING, 0, slot_map.version), b""))
-                self._ping_due = now + _LIMITS.client_ping_s
+        if self._loop.time() >= self._ping_due:
+            self._greet()
             self._follow()  # opens again what a door closed without dying

@@ -14,32 +14,23 @@ from collections.abc import Callable
 import zmq
 
 from perdure import protocol
-from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer, watch_disconnect
+from perdure.channel import PeerGone, WouldBlock
+from perdure.connection import Connection
 from perdure.errors import PerdureError
 from perdure.slotmap import SlotMap
 
-__all__ = ["LAST_REPLIES_S", "DoorLinks"]
+__all__ = ["DoorLinks"]
 
 log = logging.getLogger("perdure.links")
 
-# The monitor tells of a closed connection a moment before the last replies can be read from it.
-LAST_REPLIES_S = 0.01
-
 
 class _Link:
-    """One DEALER to one incarnation, and the monitor that tells when it is gone."""
+    """The connection to one incarnation."""
 
-    def __init__(self, channel: Channel, monitor: Channel) -> None:
-        self.channel = channel
-        self.monitor = monitor
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
         self.closing = False
         """The door said GOODBYE: nothing more is sent to it."""
-
-    def close(self) -> None:
-        """The monitor first: it belongs to the socket."""
-        self.channel.socket.disable_monitor()
-        self.monitor.close()
-        self.channel.close()
 
 
 class DoorLinks:
@@ -69,7 +60,7 @@ class DoorLinks:
             if seat.endpoint and index != skip
         }
         for address in [address for address in self._links if address not in wanted]:
-            self._links.pop(address).close()
+            self._links.pop(address).connection.close()
         for address, endpoint in wanted.items():
             if address not in self._links:
                 try:
@@ -77,13 +68,22 @@ class DoorLinks:
                 except zmq.ZMQError as error:  # say no more descriptors; the next call tries again
                     log.warning("no link to the door %s: %s", endpoint, error)
 
+    def read_gone(self, slot_map: SlotMap) -> None:
+        """Reads what incarnations still said that a new map does not have any more.
+
+        For whoever gives up their calls because of that map, before it does.
+        """
+        for (index, epoch), link in list(self._links.items()):
+            if index >= len(slot_map.seats) or slot_map.seats[index].epoch != epoch:
+                link.connection.read_rest()
+
     def send(self, worker: int, epoch: int, header: bytes, body: bytes) -> bool:
         """Whether the message left; if not, the link is not ready (yet, or any more)."""
         link = self._links.get((worker, epoch))
         if link is None or link.closing:
             return False
         try:
-            link.channel.send((header, body))
+            link.connection.send((header, body))
         except (WouldBlock, PeerGone):
             return False
         return True
@@ -91,19 +91,20 @@ class DoorLinks:
     def close(self) -> None:
         """Closes all links."""
         for link in self._links.values():
-            link.close()
+            link.connection.close()
         self._links.clear()
 
     def _open(self, address: tuple[int, int], endpoint: str) -> _Link:
-        socket = open_dealer(self._context, endpoint)
-        try:
-            monitor = watch_disconnect(self._loop, socket, lambda: self._disconnected(address))
-        except zmq.ZMQError:
-            socket.close()
-            raise
         return _Link(
-            Channel(self._loop, socket, lambda frames: self._receive(address, frames), self._on_drained),
-            monitor,
+            Connection(
+                self._loop,
+                self._context,
+                endpoint,
+                on_message=lambda frames: self._receive(address, frames),
+                on_drained=self._on_drained,
+                on_connected=self._on_drained,
+                on_lost=lambda: self._lost(address),
+            )
         )
 
     def _receive(self, address: tuple[int, int], frames: list[bytes]) -> None:
@@ -121,16 +122,13 @@ class DoorLinks:
         if link is None or link.closing:
             return
         try:
-            link.channel.send((protocol.header(protocol.GOODBYE_ACK, *address), b""))
+            link.connection.send((protocol.header(protocol.GOODBYE_ACK, *address), b""))
             link.closing = True
         except (WouldBlock, PeerGone):
             log.debug("a closing door could not be acknowledged")
 
-    def _disconnected(self, address: tuple[int, int]) -> None:
-        self._loop.call_later(LAST_REPLIES_S, self._dead, address)
-
-    def _dead(self, address: tuple[int, int]) -> None:
+    def _lost(self, address: tuple[int, int]) -> None:
         link = self._links.pop(address, None)
         if link is not None:
-            link.close()
+            link.connection.close()
             self._on_death(*address)

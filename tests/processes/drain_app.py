@@ -33,6 +33,10 @@ class Leaf(DurableObject):
         """How often it was called."""
         return self.count
 
+    async def pad(self, size: int) -> bytes:
+        """A result of that many bytes."""
+        return bytes(size)
+
 
 class Slow(DurableObject):
     """Writes, takes its time, calls another object, writes again."""

@@ -9,13 +9,16 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zmq
 
-from perdure import Client, NotExecuted, OutcomeUnknown, PerdureError, connect
+from perdure import Client, NotExecuted, OutcomeUnknown, PerdureError, codec, connect, protocol
+from perdure.answers import read_refused
 from perdure.exits import WorkerExit
 from perdure.ids import id_from_name
-from perdure.limits import Limits
+from perdure.limits import MIB, Limits
 from perdure_cli.errors import RunExit
 
 from .cluster import DEADLINE_S, Cluster, running_cluster
@@ -216,6 +219,83 @@ def test_turns_elsewhere_that_call_a_worker_which_is_stopped_alone_go_on_with_it
     assert load.errors == []
     assert counted == load.answered.total()
     assert exit_codes(cluster) == [WorkerExit.STOPPED] * 3
+    assert errors_logged(cluster) == []
+
+
+class RawPeer:
+    """A peer of worker 0's door that does what no link of ours does."""
+
+    def __init__(self, client: Client) -> None:
+        assert client.slot_map is not None
+        (self._leaf,) = names_on(client, 0, "Leaf", 1)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 1)
+        self._socket.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
+        self._socket.connect(client.slot_map.seats[0].endpoint)
+
+    def __enter__(self) -> RawPeer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.destroy()
+
+    def send(self, method: str, args: list[Any], *, count: int = 1, chain: list[Any] | None = None) -> bytes:
+        key = id_from_name("Leaf", self._leaf).key
+        calls = [[n + 1, "Leaf", key, self._leaf, method, args, None, 5_000, chain] for n in range(count)]
+        body = codec.encode([bytes(16), *calls])
+        self._socket.send_multipart([protocol.header(protocol.BATCH, 0, 1), body])
+        return body
+
+    def receive(self) -> tuple[int, bytes]:
+        """Kind and body of the next message."""
+        header, body = self._socket.recv_multipart()
+        return protocol.read_header(header).kind, body
+
+
+def test_a_closing_door_gives_back_also_what_a_running_turn_elsewhere_asks(cluster: Cluster) -> None:
+    async def story() -> None:
+        async with connect(cluster.url) as client:
+            with RawPeer(client) as peer:
+                await asyncio.to_thread(exchange, peer)
+
+    def exchange(peer: RawPeer) -> None:
+        peer.send("add", [])
+        assert peer.receive()[0] == protocol.REPLIES
+        cluster.kill(cluster.worker_pids[0], signal.SIGTERM)
+        assert peer.receive()[0] == protocol.GOODBYE
+        # It does not acknowledge, so the door stays open for a while, for messages that were on their way.
+        batch = peer.send("add", [], chain=[[bytes(32), "Slow/elsewhere"]])
+        while (message := peer.receive())[0] == protocol.GOODBYE:
+            pass
+        kind, body = message
+        assert kind == protocol.REFUSED
+        error, sequences = read_refused(body)
+        assert isinstance(error, NotExecuted)
+        assert sequences == [1]
+        assert batch in body
+
+    asyncio.run(story())
+    cluster.wait_until("it has ended", lambda: exit_codes(cluster))
+    assert exit_codes(cluster) == [WorkerExit.STOPPED]
+
+
+def test_a_peer_that_does_not_read_holds_up_a_stop_for_a_moment_only(cluster: Cluster) -> None:
+    calls = 30
+
+    async def story() -> float:
+        async with connect(cluster.url) as client:
+            with RawPeer(client) as peer:
+                peer.send("pad", [MIB], count=calls)
+                await until_turns(client, 0, calls)
+                began = time.monotonic()
+                cluster.kill(cluster.worker_pids[0], signal.SIGTERM)
+                await asyncio.to_thread(cluster.wait_until, "it has ended", lambda: exit_codes(cluster))
+                return time.monotonic() - began
+
+    assert asyncio.run(story()) < LIMITS.drain_timeout_s / 2
+    assert exit_codes(cluster) == [WorkerExit.STOPPED]
     assert errors_logged(cluster) == []
 
 

@@ -17,7 +17,7 @@ import pytest
 import zmq
 
 from perdure import channel as channel_module
-from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer, open_router, watch_disconnect
+from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer, open_router
 from perdure.limits import Limits
 
 from .fake_cluster import PATIENCE_S, end_context, in_both_loops, in_loop, soon
@@ -379,25 +379,6 @@ async def test_sending_through_a_closed_channel_says_that_it_is_gone(
 
 
 # --- sockets
-
-
-@in_loop
-async def test_a_closed_connection_is_told_at_once(
-    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
-) -> None:
-    loop = asyncio.get_running_loop()
-    gone = asyncio.Event()
-    router = open_router(context, [f"ipc://{tmp_path}/door"])
-    dealer = open_dealer(context, f"ipc://{tmp_path}/door")
-    monitor = watch_disconnect(loop, dealer, gone.set)
-    channel = Channel(loop, dealer, lambda frames: None)
-    await send_when_connected(channel, b"hello")
-    assert not gone.is_set()
-    router.close(0)
-    await asyncio.wait_for(gone.wait(), 1.0)
-    dealer.disable_monitor()
-    monitor.close()
-    channel.close()
 
 
 def test_an_endpoint_that_is_none_leaves_no_socket_behind(

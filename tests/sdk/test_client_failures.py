@@ -184,8 +184,12 @@ async def test_a_router_that_comes_back_is_asked_for_the_map_at_once(
     monkeypatch.setattr("perdure.client._LIMITS", rare_pings)
     async with fake_cluster(tmp_path) as cluster, connect(cluster.url) as client:
         await cluster.router.close()
+        lost = started(client.get("Counter", "a").m(4))
+        await cluster.doors[0].take()
         successor = await cluster.restart(0)
         successor.answer(lambda item: item.args[0])
+        with pytest.raises(OutcomeUnknown):
+            await soon(lost)
         waiting = started(client.get("Counter", "a").m(5))
         cluster.open_router(cluster.slot_map)
         assert await soon(waiting) == 5
