@@ -27,8 +27,9 @@ _LOST = int(zmq.EVENT_DISCONNECTED)
 
 
 class Connection:
-    """A DEALER to one endpoint.  `on_connected` and `on_lost` run in the loop, `on_lost` a moment later.
+    """A DEALER to one endpoint, for one life: when it is lost it stays lost.
 
+    `on_connected` and `on_lost` run in the loop, `on_lost` a moment after nothing is sent any more.
     Raises `zmq.ZMQError` when the endpoint is none, or no descriptor is left.
     """
 
@@ -44,6 +45,7 @@ class Connection:
         on_lost: Callable[[], None],
     ) -> None:
         self.connected = False
+        self._broken = False
         self._loop = loop
         self._on_connected = on_connected
         self._on_lost = on_lost
@@ -83,11 +85,14 @@ class Connection:
 
     def _on_event(self, frames: list[bytes]) -> None:
         event, _ = _EVENT.unpack_from(frames[0])
+        if self._broken:  # ZeroMQ connects again by itself, perhaps to a successor
+            return
         if event == _CONNECTED:
             self.connected = True
             self._loop.call_soon(self._tell_connected)
         elif event == _LOST and self.connected:
             self.connected = False
+            self._broken = True
             self._loop.call_later(_LAST_MESSAGES_S, self._give_up)
 
     def _tell_connected(self) -> None:

@@ -27,6 +27,7 @@ from perdure.slotmap import Seat, SlotMap, contiguous_ranges
 
 PATIENCE_S = 10.0
 SLOTS = 64
+BATCH_HEADER = protocol.header(protocol.BATCH)
 Serve = Callable[[Item], Any]
 Test = Callable[..., Coroutine[Any, Any, None]]
 
@@ -185,6 +186,30 @@ class Door(Endpoint):
 
     async def goodbye(self, identity: bytes) -> None:
         await self.send(identity, protocol.header(protocol.GOODBYE, self.worker, self.epoch))
+
+
+class BusyDoor:
+    """A door at epoch 1 that does all it does without a turn of the loop, as if the loop was busy."""
+
+    def __init__(self, folder: Path) -> None:
+        self.endpoint = f"ipc://{folder}/w0.e1"
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.bind(self.endpoint)
+
+    def take(self) -> tuple[bytes, bytes]:
+        """Who sent the next message, and its body."""
+        assert self._socket.poll(int(PATIENCE_S * 1000)), "nothing was sent"
+        identity, _, body = self._socket.recv_multipart()
+        return identity, body
+
+    def send(self, identity: bytes, body: bytes, header: bytes = BATCH_HEADER) -> None:
+        self._socket.send_multipart((identity, header, body))
+
+    def close(self) -> None:
+        """What was sent may still arrive, as from a process that died with it in the kernel."""
+        self._context.destroy(linger=int(PATIENCE_S * 1000))
 
 
 class FakeRouter(Endpoint):

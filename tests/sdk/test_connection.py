@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,37 +12,10 @@ from pathlib import Path
 import pytest
 import zmq
 
-from perdure import protocol
 from perdure.channel import WouldBlock
 from perdure.connection import Connection
 
-from .fake_cluster import PATIENCE_S, end_context, in_both_loops, in_loop, soon
-
-BATCH = protocol.header(protocol.BATCH)
-
-
-class Door:
-    """The other end, which does all it does without a turn of the loop."""
-
-    def __init__(self, folder: Path) -> None:
-        self.endpoint = f"ipc://{folder}/w0.e1"
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.bind(self.endpoint)
-
-    def take(self) -> tuple[bytes, bytes]:
-        """Who sent the next message, and its body."""
-        assert self._socket.poll(int(PATIENCE_S * 1000)), "nothing was sent"
-        identity, _, body = self._socket.recv_multipart()
-        return identity, body
-
-    def send(self, identity: bytes, body: bytes) -> None:
-        self._socket.send_multipart((identity, BATCH, body))
-
-    def close(self) -> None:
-        """What was sent may still arrive, as from a process that died with it in the kernel."""
-        self._context.destroy(linger=int(PATIENCE_S * 1000))
+from .fake_cluster import BATCH_HEADER, BusyDoor, end_context, in_both_loops, in_loop, soon
 
 
 @dataclass
@@ -49,12 +23,17 @@ class User:
     """Who has a connection; `told` is what it heard, in order."""
 
     told: list[object] = field(default_factory=list)
+    work_s: float = 0.0
+    """How long each message takes."""
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     connection: Connection = field(init=False)
 
     def on_message(self, frames: list[bytes]) -> None:
         self.told.append(frames[1])
+        busy_until = time.perf_counter() + self.work_s
+        while time.perf_counter() < busy_until:
+            pass
 
     def on_connected(self) -> None:
         self.told.append("connected")
@@ -97,10 +76,10 @@ async def check_a_life(folder: Path) -> None:
     async with connecting(folder) as (user, _):
         assert user.connection.connected is False
         with pytest.raises(WouldBlock, match="no connection"):
-            user.connection.send((BATCH, b"early"))
-        door = Door(folder)
+            user.connection.send((BATCH_HEADER, b"early"))
+        door = BusyDoor(folder)
         await soon(user.connected.wait())
-        user.connection.send((BATCH, b"first"))
+        user.connection.send((BATCH_HEADER, b"first"))
         identity, body = door.take()
         assert body == b"first"
         door.send(identity, b"reply")
@@ -109,7 +88,7 @@ async def check_a_life(folder: Path) -> None:
         assert user.told == ["connected", b"reply", "lost"]
         assert user.connection.connected is False
         with pytest.raises(WouldBlock):
-            user.connection.send((BATCH, b"late"))
+            user.connection.send((BATCH_HEADER, b"late"))
 
 
 def test_a_connection_tells_that_it_stands_and_that_it_is_lost(tmp_path: Path) -> None:
@@ -121,11 +100,12 @@ async def test_what_had_arrived_when_the_connection_broke_is_read_before_the_end
     tmp_path: Path,
 ) -> None:
     async with connecting(tmp_path) as (user, _):
-        door = Door(tmp_path)
+        door = BusyDoor(tmp_path)
         await soon(user.connected.wait())
-        user.connection.send((BATCH, b""))
+        user.connection.send((BATCH_HEADER, b""))
         identity, _body = door.take()
-        # The loop gets no turn until the other end is gone: as in a process that is busy.
+        # The loop gets no turn until the other end is gone, and has more to read than it does in a moment.
+        user.work_s = 0.0001
         for number in range(1_000):
             door.send(identity, b"%d" % number)
         door.close()
@@ -136,9 +116,9 @@ async def test_what_had_arrived_when_the_connection_broke_is_read_before_the_end
 @in_loop
 async def test_what_has_arrived_can_be_read_without_waiting_for_the_loop(tmp_path: Path) -> None:
     async with connecting(tmp_path) as (user, _):
-        door = Door(tmp_path)
+        door = BusyDoor(tmp_path)
         await soon(user.connected.wait())
-        user.connection.send((BATCH, b""))
+        user.connection.send((BATCH_HEADER, b""))
         identity, _body = door.take()
         for number in range(1_000):
             door.send(identity, b"%d" % number)
@@ -153,7 +133,7 @@ async def test_nothing_is_sent_once_the_connection_has_broken_though_the_loop_do
     tmp_path: Path,
 ) -> None:
     async with connecting(tmp_path) as (user, _):
-        door = Door(tmp_path)
+        door = BusyDoor(tmp_path)
         await soon(user.connected.wait())
         door.close()
         refused_in_time(user)
@@ -164,7 +144,7 @@ def refused_in_time(user: User) -> None:
     """ZeroMQ's own thread has to notice the end; the loop gets no turn."""
     for _ in range(100_000):
         try:
-            user.connection.send((BATCH, b""))
+            user.connection.send((BATCH_HEADER, b""))
         except WouldBlock:
             if not user.connection.connected:
                 return
@@ -174,36 +154,54 @@ def refused_in_time(user: User) -> None:
 @in_loop
 async def test_what_zeromq_kept_of_a_lost_connection_never_reaches_the_successor(tmp_path: Path) -> None:
     async with connecting(tmp_path) as (user, context):
-        door = Door(tmp_path)
+        door = BusyDoor(tmp_path)
         await soon(user.connected.wait())
         door.close()
         refused_in_time(user)
         await soon(user.lost.wait())
         user.connection.close()
         user.connected.clear()
-        successor = Door(tmp_path)
+        successor = BusyDoor(tmp_path)
         user.connect(context, successor.endpoint)
         await soon(user.connected.wait())
-        user.connection.send((BATCH, b"for the new one"))
+        user.connection.send((BATCH_HEADER, b"for the new one"))
         assert successor.take()[1] == b"for the new one"
+        successor.close()
+
+
+@in_loop
+async def test_a_connection_that_was_lost_stays_lost_though_somebody_answers_again(tmp_path: Path) -> None:
+    async with connecting(tmp_path) as (user, _):
+        door = BusyDoor(tmp_path)
+        await soon(user.connected.wait())
+        door.close()
+        successor = BusyDoor(tmp_path)
+        await soon(user.lost.wait())
+        # ZeroMQ connects again within 0.1 s; that is told to nobody, and nothing is sent there.
+        user.connected.clear()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(user.connected.wait(), 0.3)
+        assert user.told == ["connected", "lost"]
+        with pytest.raises(WouldBlock):
+            user.connection.send((BATCH_HEADER, b"for whom?"))
         successor.close()
 
 
 @in_loop
 async def test_a_closed_connection_tells_nothing_any_more(tmp_path: Path) -> None:
     async with connecting(tmp_path) as (user, _):
-        door = Door(tmp_path)
+        door = BusyDoor(tmp_path)
         await soon(user.connected.wait())
-        user.connection.send((BATCH, b""))
+        user.connection.send((BATCH_HEADER, b""))
         door.close()
         # The end is on its way to being told.
         while user.connection.connected:
             with contextlib.suppress(WouldBlock):
-                user.connection.send((BATCH, b""))
+                user.connection.send((BATCH_HEADER, b""))
         user.connection.close()
         user.connection.close()
         with pytest.raises(WouldBlock):
-            user.connection.send((BATCH, b""))
+            user.connection.send((BATCH_HEADER, b""))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(user.lost.wait(), 0.05)
         assert user.told == ["connected"]

@@ -18,7 +18,7 @@ from perdure.links import DoorLinks
 from perdure.protocol import Header
 from perdure.slotmap import Seat, SlotMap, contiguous_ranges
 
-from .fake_cluster import Door, Message, end_context, in_loop, soon
+from .fake_cluster import BusyDoor, Door, Message, end_context, in_loop, soon
 
 BATCH = protocol.header(protocol.BATCH)
 
@@ -147,6 +147,28 @@ async def test_replies_that_were_on_their_way_are_read_before_the_death_is_told(
         await doors[0].close(linger_ms=1000)  # as for a process that died with its replies in the kernel
         assert await soon(caller.deaths.get()) == (0, 1)
         assert caller.told == ["message"] * 20 + ["death"]
+
+
+@in_loop
+async def test_what_a_gone_incarnation_still_said_can_be_read_before_its_calls_are_given_up(
+    tmp_path: Path,
+) -> None:
+    async with linked(tmp_path) as (caller, _):
+        (folder := tmp_path / "busy").mkdir()
+        door = BusyDoor(folder)
+        alone = SlotMap(2, (range(64),), (Seat(1, door.endpoint),))
+        caller.links.close()
+        caller.links.follow(alone)
+        await caller.send(0, 1)
+        identity, _body = door.take()
+        for number in range(100):
+            door.send(identity, codec.encode([[number, 0, None]]), protocol.header(protocol.REPLIES, 0, 1))
+        door.close()
+        caller.links.read_gone(alone)
+        assert not caller.told, "who is not gone is read in its turn"
+        while len(caller.told) < 100:
+            caller.links.read_gone(alone.with_seat(0, Seat(2, "ipc://successor")))
+        assert caller.told == ["message"] * 100
 
 
 @in_loop
