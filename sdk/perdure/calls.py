@@ -72,6 +72,9 @@ class Caller:
         self.map: SlotMap | None = None
         self.pending: dict[int, Pending] = {}
         self.late_replies = 0
+        self.direct = True
+        """Whether calls go to the workers themselves; if not, news of a death overtakes batches on the way
+        to the router, which come back unexecuted: whoever sends them says `lose_dead` after that."""
         self.same_clock = True
         """Whether the workers' monotonic clock is this one; if not, batches carry no time."""
         self._prefix = codec.encode(client_id)
@@ -325,10 +328,8 @@ class Caller:
         if old is not None and slot_map.version <= old.version:
             return False
         self.map = slot_map
-        live = {(i, seat.epoch) for i, seat in enumerate(slot_map.seats) if seat.endpoint}
-        dead = {(p.worker, p.epoch) for p in self.pending.values() if p.epoch} - live
-        for worker, epoch in dead:
-            self.on_death(worker, epoch)
+        if self.direct:
+            self.lose_dead()
         # In the order of their times, which `_batches` relies on; calls to one object keep their order.
         waiting = sorted(
             [pending for queue in self._queues.values() for pending in queue], key=lambda p: p.encoded_at
@@ -338,6 +339,13 @@ class Caller:
         for pending in waiting:
             self._place(pending)
         return True
+
+    def lose_dead(self) -> None:
+        """Ends the calls on incarnations that the map does not have any more."""
+        seats = self.map.seats if self.map is not None else ()
+        live = {(i, seat.epoch) for i, seat in enumerate(seats) if seat.endpoint}
+        for worker, epoch in {(p.worker, p.epoch) for p in self.pending.values() if p.epoch} - live:
+            self.on_death(worker, epoch)
 
     def on_death(self, worker: int, epoch: int) -> None:
         """An incarnation is gone: what was sent to it may or may not have happened."""

@@ -262,6 +262,8 @@ class Client:
                 self._on_map(slot_map_from_wire(codec.decode(frames[1])))
             elif head.kind == protocol.PONG:
                 self._front_closing = False
+                if not self._direct:  # the router has answered all that it got before the ping
+                    self._caller.lose_dead()
             elif len(frames) == 2:
                 self._on_message(head.worker, head.number, head, frames[1])
         except (WouldBlock, PeerGone):
@@ -284,6 +286,9 @@ class Client:
         self._caller.on_map(slot_map)
         self._follow()
         self._flush()
+        if not self._direct:
+            with contextlib.suppress(WouldBlock, PeerGone):  # else the next ping's answer tells
+                self._front.send((protocol.header(protocol.PING, 0, slot_map.version), b""))
         if not self._ready.done():
             self._ready.set_result(None)
 
@@ -295,6 +300,7 @@ class Client:
         self._caller.same_clock = here
         if here and self._want_direct and not self._direct:
             self._direct = any(may_connect(seat.endpoint) for seat in slot_map.seats if seat.endpoint)
+        self._caller.direct = self._direct
         if self._direct:
             self._links.follow(slot_map)
 

@@ -105,7 +105,7 @@ async def test_what_had_arrived_when_the_connection_broke_is_read_before_the_end
         user.connection.send((BATCH_HEADER, b""))
         identity, _body = door.take()
         # The loop gets no turn until the other end is gone, and has more to read than it does in a moment.
-        user.work_s = 0.0001
+        user.work_s = 0.0003
         for number in range(1_000):
             door.send(identity, b"%d" % number)
         door.close()
