@@ -218,6 +218,8 @@ class FakeRouter(Endpoint):
     def __init__(self, path: Path, slot_map: SlotMap | None) -> None:
         self.slot_map = slot_map
         self.clients: list[bytes] = []
+        self.stopping = False
+        """It said GOODBYE, and says nothing else to who greets."""
         self.serve: Serve | None = None
         super().__init__(path)
 
@@ -226,6 +228,9 @@ class FakeRouter(Endpoint):
         if kind in (protocol.HELLO, protocol.PING):
             if message.identity not in self.clients:
                 self.clients.append(message.identity)
+            if self.stopping:
+                await self.send(message.identity, protocol.header(protocol.GOODBYE))
+                return True
             if self.slot_map is None:
                 return True
             if kind == protocol.PING and message.header.number == self.slot_map.version:
@@ -253,6 +258,7 @@ class FakeRouter(Endpoint):
             await self._send_map(identity)
 
     async def goodbye(self) -> None:
+        self.stopping = True
         for identity in self.clients:
             await self.send(identity, protocol.header(protocol.GOODBYE))
 

@@ -159,6 +159,27 @@ def test_a_map_without_the_incarnation_tells_its_death(scene: Scene) -> None:
     assert not neighbour.done()
 
 
+def test_through_a_router_a_death_ends_calls_only_when_it_has_given_back_what_it_still_had(
+    scene: Scene,
+) -> None:
+    scene.caller.direct = False
+    given_back, lost = scene.start("given back"), scene.start("lost")
+    neighbour = scene.start("neighbour", worker=1)
+    successor = map_of(2, 2, 1)
+    scene.caller.on_map(successor)
+    assert not given_back.done()
+    assert not lost.done()
+    scene.stale(scene.sent[0], successor)
+    scene.caller.lose_dead()
+    with pytest.raises(OutcomeUnknown, match="worker 0 died"):
+        lost.result(0)
+    assert not neighbour.done()
+    scene.flush()
+    assert (scene.sent[-1].epoch, scene.sent[-1].methods) == (2, ["given back"])
+    scene.reply(1, "done", epoch=2)
+    assert given_back.result(0) == "done"
+
+
 def test_waiting_calls_move_to_the_successor_in_order(scene: Scene) -> None:
     scene.caller.on_map(map_of(2, 0, 1))
     waiting = [scene.call(f"m{number}", timeout=5.0) for number in range(50)]

@@ -319,10 +319,19 @@ async def test_a_listing_with_one_worker_that_fails_fails_once_and_quietly(tmp_p
         raise Overloaded("too much")
 
     async with fake_cluster(tmp_path, 3) as cluster, connect(cluster.url) as client:
-        for door in cluster.doors:
+        others = cluster.doors[1:]
+        for door in others:
             door.answer(fail)
+        listing = asyncio.ensure_future(client.list(Counter))
+        message = await cluster.doors[0].take()
+        # Replies of one worker come in order: when it answers this call, it has answered the listing.
+        for door in others:
+            with pytest.raises(Overloaded):
+                await client.get("Counter", name_at(client.slot_map, door.worker)).m()
+        await cluster.doors[0].reply(message, fail)
         with pytest.raises(Overloaded):
-            await client.list(Counter)
+            await listing
+        del listing
         gc.collect()
 
 

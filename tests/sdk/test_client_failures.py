@@ -52,6 +52,25 @@ async def test_the_death_of_a_worker_ends_its_calls_at_once_and_no_others(tmp_pa
 
 
 @in_loop
+async def test_behind_a_router_the_death_of_a_worker_ends_its_calls_at_once_and_no_others(
+    tmp_path: Path,
+) -> None:
+    async with fake_cluster(tmp_path, 2, boot=ROUTED) as cluster, connect(cluster.url) as client:
+        stubs = [client.get("Counter", name_at(client.slot_map, worker)) for worker in (0, 1)]
+        doomed, safe = (started(stub.m()) for stub in stubs)
+        messages = {message.header.worker: message for message in [await cluster.router.take() for _ in "01"]}
+        assert client.slot_map is not None
+        await cluster.router.publish(client.slot_map.with_seat(0, Seat(0, "")))
+        with pytest.raises(OutcomeUnknown, match="worker 0 died"):
+            await asyncio.wait_for(doomed, 1.0)
+        assert not safe.done()
+        header = protocol.header(protocol.REPLIES, 1, 1)
+        replies = [[item.sequence, 0, 5] for item in messages[1].items]
+        await cluster.router.send(messages[1].identity, header, encoded(replies))
+        assert await soon(safe) == 5
+
+
+@in_loop
 async def test_calls_to_a_dead_worker_wait_for_its_successor(tmp_path: Path) -> None:
     async with fake_cluster(tmp_path) as cluster, connect(cluster.url) as client:
         counter = client.get("Counter", "a")
@@ -217,7 +236,6 @@ async def test_after_a_routers_goodbye_calls_wait_for_its_successor(tmp_path: Pa
         await old.goodbye()
         await old.take(protocol.GOODBYE_ACK)
         waiting = [started(counter.m(number)) for number in range(3)]
-        old.slot_map = None  # it answers nothing any more
         await restart_router_with_the_same_map(cluster)
         assert [await soon(call) for call in waiting] == [0, 1, 2]
         assert protocol.BATCH not in old.seen
@@ -237,6 +255,7 @@ async def test_a_router_that_took_its_goodbye_back_is_served_again(tmp_path: Pat
         await cluster.router.take(protocol.GOODBYE_ACK)
         waiting = started(client.get("Counter", "a").m(5))
         cluster.router.serve = lambda item: item.args[0]
+        cluster.router.stopping = False
         # It stays, and answers the next ping: whoever answers is not closing.
         assert await soon(waiting) == 5
 

@@ -276,6 +276,33 @@ def test_every_call_ends_when_threads_call_while_the_client_closes(cluster: Clus
     assert kinds <= {OutcomeUnknown, ShardUnavailable}
 
 
+def test_closing_waits_until_a_call_that_began_before_is_in_good_hands(
+    cluster: ClusterInThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect_sync(cluster.cluster.url)
+    client.__enter__()
+    began, goes_on = threading.Event(), threading.Event()
+    running_loop = client._running_loop
+
+    def slow_running_loop() -> Any:
+        loop = running_loop()
+        began.set()
+        assert goes_on.wait(PATIENCE_S)
+        return loop
+
+    monkeypatch.setattr(client, "_running_loop", slow_running_loop)
+    with ThreadPoolExecutor(2) as pool:
+        call = pool.submit(client.get("Counter", "a").m)
+        assert began.wait(PATIENCE_S)
+        closing = pool.submit(client.close)
+        with pytest.raises(TimeoutError):
+            closing.result(0.1)
+        goes_on.set()
+        with pytest.raises((OutcomeUnknown, ShardUnavailable), match="client was closed"):
+            call.result(PATIENCE_S)
+        closing.result(PATIENCE_S)
+
+
 def test_an_error_in_the_block_closes_the_client(cluster: ClusterInThread) -> None:
     threads = threading.active_count()
     with pytest.raises(LookupError), connect_sync(cluster.cluster.url):
