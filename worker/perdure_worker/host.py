@@ -35,6 +35,7 @@ from perdure_worker.execution import Execution
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
+from perdure_worker.retries import named_request
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.worker_methods import call_worker
 
@@ -88,6 +89,8 @@ class Host(Execution):
             client, overtaken = self._clients.on_batch(items[0])
         except TypeError as error:
             raise InvalidArgument(f"a batch begins with its client: {error}") from None
+        if overtaken:
+            items = self.refuse_ended(peer, client, items)
         now = self.clock()
         sent = stamp_ms / 1000
         base = sent if 0 < sent <= now else now
@@ -111,12 +114,9 @@ class Host(Execution):
         sequence, namespace, key, name, method_name, args, kwargs, timeout_ms, chain = item
         if type(sequence) is not int or type(args) is not list or (kwargs and type(kwargs) is not dict):
             raise TypeError("a call's sequence is an int, its arguments are a list and a map")
-        request: Request | None = None
+        request: Request = (client.id, sequence, b"", client.low)
         if chain is not None:
-            chain, request = read_context(chain)
-            item[_CONTEXT] = chain
-        if request is None:
-            request = client.id, sequence, b"", client.low
+            chain, request = self._read_context(chain, request, item)
         resident = self.live.get(key)
         if resident is None or (name is not None and name != resident.name):
             try:
@@ -126,6 +126,13 @@ class Host(Execution):
                 resident = self._admit(namespace, key, name, method_name, chain)
             except PerdureError as error:
                 self.refuse(peer, sequence, error)
+                return
+        window = resident.window
+        if window is not None and window.client is request[0] and sequence > window.highest:
+            window.highest = sequence  # the client's latest call here, so it cannot have been here before
+        else:
+            own = client if client.id is request[0] else None
+            if self.is_known(resident, peer, sequence, request, own):
                 return
         method = resident.cls.methods.get(method_name)
         if method is None or resident.cls.namespace != namespace or chain or self.draining:
@@ -153,6 +160,16 @@ class Host(Execution):
             if size is None:
                 size = len(codec.encode(item))
             self._wait(resident, Waiting(peer, item, deadline, now, size, request))
+
+    def _read_context(self, context: Any, request: Request, item: list[Any]) -> tuple[Any, Request]:
+        """The chain, which takes the context's place in the item, and the request id."""
+        chain, of_another = read_context(context)
+        item[_CONTEXT] = chain
+        if of_another is None:
+            return chain, request
+        if not of_another[2]:  # no turn's call: it has an id that its caller has chosen
+            return chain, named_request(of_another, *item[4:7])
+        return chain, of_another
 
     def _refusal(
         self, resident: Resident, namespace: Any, method_name: Any, method: Method | None, chain: Any
@@ -326,8 +343,11 @@ class Host(Execution):
             method = resident.cls.methods[method_name]
             resident.used = now
             self.live.move_to_end(resident.key)
-            if now < waiting.deadline:
-                request, deadline = waiting.request, waiting.deadline
+            request = waiting.request
+            if request is not None and self.is_known_now(resident, waiting.peer, sequence, request):
+                self.on_idle(resident)
+            elif now < waiting.deadline:
+                deadline = waiting.deadline
                 self.run_turn(
                     resident, waiting.peer, sequence, method, args, kwargs, deadline, chain, request
                 )
@@ -348,6 +368,7 @@ class Host(Execution):
         now = self.clock()
         for peer, item in self._expiry.due(now):
             self._refuse_late(peer, item[0], 0.0)
+        self.windows.forget_unused(now)
 
     def evict_idle(self) -> int:
         """Drops objects without events for `idle_evict_s`, a bounded number at a time; how many went."""
@@ -387,6 +408,7 @@ class Host(Execution):
             or (resident.instance is not None and self.save_strays(resident))
         ):
             return False
+        self.windows.leave(resident)
         del self.live[resident.key]
         return True
 
