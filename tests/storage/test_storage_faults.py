@@ -106,9 +106,15 @@ class Worker:
             self.jobs.pop(0)()
 
     def turn(self, number: int) -> None:
+        catches = self.chance.random() < 0.5  # a method may go on after an error of storage
         try:
             for _ in range(self.chance.randint(1, 4)):
-                self.chance.choice([self.write, self.write, self.read, self.transaction, self.other])(number)
+                act = self.chance.choice([self.write, self.write, self.read, self.transaction, self.other])
+                try:
+                    act(number)
+                except ReadFailed:
+                    if not catches:
+                        raise
             if self.chance.random() < 0.2:
                 raise Undone
         except (Undone, ReadFailed) as error:
@@ -248,4 +254,4 @@ def test_a_failed_read_fails_its_turn_alone_and_the_process_goes_on() -> None:
         failed += worker.failed_turns
         assert worker.failed_turns <= 1
         assert worker.acknowledged == worker.committer.group - 1
-    assert failed > 50
+    assert failed > 30
