@@ -23,7 +23,7 @@ from storage.failing_engine import FailingEngine, Fate, Killed, ReadFailed
 from storage.storage_host import LIMITS, now
 
 OBJECTS = 3
-STEPS = 60
+STEPS = 80
 NAMES = ["", "a", "ab", "b", "é", "\U0010ffff"]
 
 State = dict[str, int]
