@@ -255,3 +255,17 @@ def test_a_failed_read_fails_its_turn_alone_and_the_process_goes_on() -> None:
         assert worker.failed_turns <= 1
         assert worker.acknowledged == worker.committer.group - 1
     assert failed > 30
+
+
+@pytest.mark.parametrize("fail_at", range(1, 6))
+def test_a_delete_all_that_cannot_read_everything_deletes_nothing(fail_at: int) -> None:
+    worker = Worker(engine := FailingEngine(MemoryEngine()), random.Random(0))
+    storage = worker.objects[0]
+    storage.put_many({"a": 1, "b": 2, "c": 3})
+    worker.commit_point(0)
+    worker.run(0)
+    storage.put("d", 4)
+    engine._fail_at = engine.calls + fail_at
+    with pytest.raises(ReadFailed):
+        now(storage.delete_all())
+    assert now(storage.list()) == {"a": 1, "b": 2, "c": 3, "d": 4}
