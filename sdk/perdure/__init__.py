@@ -23,7 +23,7 @@ from perdure.errors import (
 from perdure.fields import durable
 from perdure.ids import ObjectId
 from perdure.limits import Limits
-from perdure.listing import Listing
+from perdure.listing import ListedObject, Listing
 from perdure.methods import blocking, public
 from perdure.object import DurableObject
 from perdure.remote_errors import register_exception
@@ -36,6 +36,7 @@ __all__ = [
     "DurableObject",
     "InvalidArgument",
     "Limits",
+    "ListedObject",
     "Listing",
     "MessageTooLarge",
     "NotExecuted",

@@ -177,15 +177,15 @@ class Client:
     async def list(
         self, ns: type | str, *, prefix: str = "", limit: int = 1_000, cursor: str | None = None
     ) -> Listing:
-        """Names of the stored objects of a namespace, in order, from all workers.
+        """A page of the stored objects of a namespace, in order, from all workers.
 
-        `cursor` is the former listing's `cursor`.  Raises `InvalidArgument` for a limit out of range.
+        Ids and names, sizes on disk, which are in memory, next alarms.  `cursor` is the former listing's
+        `cursor`; only None means the end.  Raises `InvalidArgument` for a limit out of range.
         """
         if not 1 <= limit <= _LIMITS.list_entries_max:
             raise InvalidArgument(f"limit is 1 to {_LIMITS.list_entries_max}, not {limit}")
         args = [namespace_of(ns), prefix, limit, next_cursor(cursor)]
-        rows = await self.ask_workers("list", args)
-        return merge_listings(namespace_of(ns), rows, limit)
+        return merge_listings(await self.ask_workers("list", args), limit)
 
     async def stats(self) -> _Figures:
         """Figures of each worker, in their order: live objects, turns, waiting outputs and more."""

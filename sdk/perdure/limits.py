@@ -31,6 +31,10 @@ class Limits:
     """Keys of one get_many, put_many or delete_many call (Cloudflare's number; keeps a turn short)."""
     list_entries_max: int = 10_000
     """Entries that one `storage.list` or `client.list` gives: one turn reads them; page with a cursor."""
+    listing_rows_max: int = 16_384
+    """Rows that a worker reads for one answer to `client.list` (20 to 60 ms); then the page ends early."""
+    listing_bytes_max: int = 8 * MIB
+    """The same in bytes, so that objects with large values do not hold the worker's loop up either."""
     containers_max: int = 100_000
     """Lists and maps in one decoded message: 5 MB of empty maps would become 350 MB of memory."""
     nested_tuples_max: int = 32

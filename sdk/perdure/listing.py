@@ -1,29 +1,57 @@
-"""Listings of a namespace: one page of names from all workers.  Pure; runs in the user's process."""
+"""Listings of a namespace: one page of objects from all workers.  Pure; runs in the user's process."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from perdure.errors import InvalidArgument
 from perdure.ids import ObjectId
 
-__all__ = ["Listing", "merge_listings", "next_cursor"]
+__all__ = ["ListedObject", "Listing", "merge_listings", "next_cursor"]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """One stored object, as its worker saw it when it was asked."""
+
+    id: ObjectId
+    """With `name` set for named objects."""
+    size_bytes: int
+    """What the object has on disk, keys included: exact up to 64 rows or 64 KiB.  Beyond that the rest is
+    the store's estimate, which knows tables and not the last few MiB written."""
+    live: bool
+    """Whether the object is in memory."""
+    next_alarm: datetime | None
+    """When its soonest alarm is due, in UTC."""
+
+    @property
+    def name(self) -> str | None:
+        """The object's name, None for one with a unique id."""
+        return self.id.name
 
 
 @dataclass(frozen=True)
 class Listing:
-    """One page of a namespace's objects, unique ids first, then names in UTF-8 byte order."""
+    """One page of a namespace's objects, unique ids first, then names in UTF-8 byte order.
 
-    ids: list[ObjectId]
-    """With `name` set for named objects."""
+    A page may have fewer objects than were asked for although more follow.
+    """
+
+    entries: list[ListedObject]
     cursor: str | None
     """Give it to the next call; None when this page is the last."""
 
     @property
+    def ids(self) -> list[ObjectId]:
+        """The ids on this page, with `name` set for named objects."""
+        return [entry.id for entry in self.entries]
+
+    @property
     def names(self) -> list[str]:
         """The names on this page."""
-        return [entry.name for entry in self.ids if entry.name is not None]
+        return [entry.id.name for entry in self.entries if entry.id.name is not None]
 
 
 def next_cursor(cursor: str | None) -> bytes:
@@ -34,10 +62,20 @@ def next_cursor(cursor: str | None) -> bytes:
         raise InvalidArgument(f"not a cursor of a listing: {cursor!r:.80}") from None
 
 
-def merge_listings(namespace: str, pages: list[list[Any]], limit: int) -> Listing:
-    """Joins the workers' sorted rows ``[position, id, name]`` into one page."""
-    rows = sorted((row for page in pages for row in page), key=lambda row: bytes(row[0]))
-    page = rows[:limit]
-    more = len(rows) > limit or any(len(part) == limit for part in pages)
+def merge_listings(answers: list[list[Any]], limit: int) -> Listing:
+    """Joins the workers' answers ``[more, rows]`` into one page.
+
+    Rows are ``[position, id, name, size, live, next alarm in ms or None]``, sorted by position.  A worker
+    that stopped early has told nothing of what lies behind its last row, so the page ends there.
+    """
+    known = min((bytes(rows[-1][0]) for more, rows in answers if more), default=None)
+    rows = sorted((row for _, rows in answers for row in rows), key=lambda row: bytes(row[0]))
+    page = [row for row in rows if known is None or bytes(row[0]) <= known][:limit]
+    more = len(page) < len(rows) or known is not None
     cursor = bytes(page[-1][0]).hex() if more and page else None
-    return Listing([ObjectId(key, name) for _, key, name in page], cursor)
+    return Listing([_listed(*row[:6]) for row in page], cursor)
+
+
+def _listed(_: bytes, key: bytes, name: str | None, size: int, live: bool, alarm: int | None) -> ListedObject:
+    next_alarm = None if alarm is None else datetime.fromtimestamp(alarm / 1000, UTC)
+    return ListedObject(ObjectId(key, name), size, live, next_alarm)

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Iterable, Mapping
-from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar, overload
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, overload
 
 from perdure.errors import InvalidArgument
 from perdure.ids import ObjectId
 from perdure.limits import Limits
+from perdure.storage import ReadableStorage, Snapshot, Transaction
 
 __all__ = ["Context", "DurableObject", "Storage", "namespace_of"]
 
 T = TypeVar("T")
-# Inside `Storage` `list` is the method.
 _Keys = Iterable[str]
-_KeyList = list[str]
 _NAMESPACE = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*", re.ASCII)
 _NAMESPACE_CHARS_MAX = Limits().namespace_chars_max
 _NAMESPACE_RULE = (
@@ -27,22 +26,15 @@ _NAMESPACE_RULE = (
 )
 
 
-class Storage(Protocol):
+class Storage(ReadableStorage, Protocol):
     """An object's private, durable, ordered key-value storage.
 
     Keys are str (at most `key_bytes_max` bytes, ordered by their UTF-8 bytes), values what the codec
     carries (at most `value_bytes_max` bytes encoded).  Reads see the turn's own writes.  All writes of
-    a turn become durable together, before anybody outside sees the turn's answer.  Errors:
-    `StorageError` for keys and contradictions, `InvalidArgument` for values that cannot be stored;
-    a call that raises stored nothing.  Code that outlives its turn (a task nobody awaited) can read, but
-    its writes raise: nothing would commit them.
+    a turn become durable together, before anybody outside sees the turn's answer.  All errors are
+    `StorageError`, and a call that raises stored nothing.  Code that outlives its turn (a task nobody
+    awaited) can read, but its writes raise: nothing would commit them.
     """
-
-    async def get(self, key: str, default: Any = None) -> Any:
-        """The value, or `default` when there is none."""
-
-    async def get_many(self, keys: _Keys) -> dict[str, Any]:
-        """The values that exist, in key order; missing keys are left out."""
 
     def put(self, key: str, value: Any) -> None:
         """Stores a value; a plain call, nothing to await."""
@@ -56,45 +48,14 @@ class Storage(Protocol):
     def delete_many(self, keys: _Keys) -> int:
         """Deletes keys; how many of them existed."""
 
-    @overload
-    async def list(
-        self,
-        *,
-        start: str | None = None,
-        start_after: str | None = None,
-        end: str | None = None,
-        prefix: str | None = None,
-        reverse: bool = False,
-        limit: int | None = None,
-        keys_only: Literal[False] = False,
-        cursor: str | None = None,
-    ) -> dict[str, Any]: ...
-    @overload
-    async def list(
-        self,
-        *,
-        start: str | None = None,
-        start_after: str | None = None,
-        end: str | None = None,
-        prefix: str | None = None,
-        reverse: bool = False,
-        limit: int | None = None,
-        keys_only: Literal[True],
-        cursor: str | None = None,
-    ) -> _KeyList: ...
-    async def list(
-        self,
-        *,
-        start: str | None = None,
-        start_after: str | None = None,
-        end: str | None = None,
-        prefix: str | None = None,
-        reverse: bool = False,
-        limit: int | None = None,
-        keys_only: bool = False,
-        cursor: str | None = None,
-    ) -> Any:
-        """The entries of a range as a dict in key order, or with `keys_only` a list of keys."""
+    def transaction(self) -> Transaction:
+        """``async with self.storage.transaction() as txn:`` counts all writes of `txn`, or none if it raises.
+
+        One at a time; `txn.transaction()` nests.  See `perdure.storage.Transaction`.
+        """
+
+    def snapshot(self) -> Snapshot:
+        """``with self.storage.snapshot() as view:`` reads one instant over any number of awaits and pages."""
 
     async def delete_all(self) -> None:
         """Deletes all values, durable fields and alarms; the object leaves the namespace's listing."""

@@ -98,7 +98,7 @@ class SyncClient:
     def list(
         self, ns: type | str, *, prefix: str = "", limit: int = 1_000, cursor: str | None = None
     ) -> Listing:
-        """Names of the stored objects of a namespace; see `Client.list`."""
+        """A page of the stored objects of a namespace; see `Client.list`."""
         return self._wait(self._client.list(ns, prefix=prefix, limit=limit, cursor=cursor))
 
     def stats(self) -> _Figures:

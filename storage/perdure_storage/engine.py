@@ -80,6 +80,9 @@ class Engine(Reader, Protocol):
     def snapshot(self) -> Snapshot:
         """The store at this instant; close it soon, it keeps deleted rows on disk."""
 
+    def approximate_bytes(self, start: bytes, stop: bytes) -> int:
+        """About how many bytes the rows with ``start <= key < stop`` have on disk, without reading them."""
+
     def stats(self) -> dict[str, int | str]:
         """Figures for operators: at least `engine` (its name) and `writes` (batches since it was opened)."""
 

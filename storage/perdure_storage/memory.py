@@ -147,6 +147,9 @@ class MemoryEngine(_Reader):
         self._check_open()
         return _Snapshot(self.disk.copy())
 
+    def approximate_bytes(self, start: bytes, stop: bytes) -> int:
+        return sum(len(key) + len(value) for key, value in self.disk.between(start, stop))
+
     def stats(self) -> dict[str, int | str]:
         return {"engine": "memory", "writes": self._writes, "rows": len(self.disk)}
 

@@ -158,6 +158,9 @@ def test_a_listing_names_objects_of_all_workers_page_by_page(tmp_path: Path) -> 
                 break
         assert [name for page in pages for name in page] == names
         assert max(len(page) for page in pages) == 10
+        first = client.list("Odd", prefix="n", limit=1).entries[0]
+        assert (first.name, first.live, first.next_alarm) == ("n000", True, None)
+        assert 100 < first.size_bytes < 1_000
         assert "reader" not in client.list("Odd").names, "a call that writes nothing creates nothing"
         client.get("Odd", "n007").forget()
         assert "n007" not in client.list("Odd").names

@@ -294,8 +294,12 @@ async def test_a_listing_asks_all_workers_and_joins_their_pages(tmp_path: Path) 
             assert item.method == "list"
             _, prefix, limit, after = item.args
             names = [f"{prefix}{number}" for number in range(worker, 6, 2)]
-            rows = [[b"\1" + name.encode(), id_from_name("Counter", name).key, name] for name in names]
-            return [row for row in rows if row[0] > after][:limit]
+            facts = [100, False, None]
+            rows = [
+                [b"\1" + name.encode(), id_from_name("Counter", name).key, name, *facts] for name in names
+            ]
+            left = [row for row in rows if row[0] > after]
+            return [len(left) > limit, left[:limit]]
 
         return serve
 

@@ -1,4 +1,7 @@
-"""`TurnStorage` on its own: every write asks whether a turn runs, no read does."""
+"""`TurnStorage` on its own: every write asks whether a turn runs, no read does.
+
+Transactions and snapshots belong to a turn like writes.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ WRITES: dict[str, tuple[Any, ...]] = {
     "delete_many": (["k"],),
     "delete_all": (),
     "sync": (),
+    "transaction": (),
+    "snapshot": (),
 }
 READS: dict[str, tuple[Any, ...]] = {"get": ("k",), "get_many": (["k"],), "list": ()}
 
@@ -47,6 +52,7 @@ def storage(turns: Turns) -> TurnStorage:
         commit_point=turns.commit,
         on_delete_all=lambda: None,
         check_turn=turns.check,
+        in_turn=lambda: turns.running,
     )
 
 
@@ -98,3 +104,22 @@ def test_outside_of_a_turn_reads_work(method: str) -> None:
 def test_no_method_of_storage_is_forgotten() -> None:
     public = {name for name, _ in inspect.getmembers(ObjectStorage, callable) if name[0] != "_"}
     assert public == WRITES.keys() | READS.keys()
+
+
+def test_a_transaction_and_a_snapshot_end_with_their_turn() -> None:
+    turns = Turns()
+    it = storage(turns)
+    txn = ended(it.transaction().__aenter__())
+    txn.put("k", 1)
+    view = it.snapshot()
+    turns.running = False
+    for use in (txn.get("k"), txn.list(), txn.__aexit__(None, None, None)):
+        with pytest.raises(StorageError, match="when its turn ended"):
+            ended(use)
+    with pytest.raises(StorageError, match="when its turn ended"):
+        txn.put("k", 2)
+    with pytest.raises(StorageError, match="has ended"):
+        ended(view.get("k"))
+    turns.running = True
+    assert ended(it.list()) == {}
+    ended(it.transaction().__aenter__())

@@ -30,6 +30,7 @@ from perdure.errors import (
 )
 from perdure.ids import id_from_name, is_id_of, slot_of
 from perdure.methods import Method
+from perdure_storage.snapshot import close_abandoned
 from perdure_worker.clients import Client, Clients, Request, read_context
 from perdure_worker.execution import Execution
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
@@ -365,6 +366,8 @@ class Host(Execution):
 
     def tick(self) -> None:
         """Call about every 50 ms: answers calls that waited past their deadline."""
+        if self._backend.open_views:
+            close_abandoned(self._backend.open_views)
         now = self.clock()
         for peer, item in self._expiry.due(now):
             self._refuse_late(peer, item[0], 0.0)

@@ -1,25 +1,29 @@
-"""`self.storage` as turns have it: writes and `sync` only inside of a turn of the object itself.
+"""`self.storage` as turns have it: what writes, and `snapshot`, only inside of a turn of the object.
 
 A task or callback that outlives its turn has no batch of its own.  What it wrote would join the batch of
 a turn that knows nothing of it, be dropped when that turn raises, and be lost when the object leaves
-memory first.  So its write is an error where it happens.  Reads are as good as anywhere.
+memory first.  So its write is an error where it happens.  Reads are as good as anywhere, save those of a
+snapshot, which ends with its turn.
 Runs in the worker's event loop, and in the thread of a `@blocking` method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from functools import partial
 
 from perdure_storage.object_storage import ObjectStorage, StorageBackend
+from perdure_storage.snapshot import SnapshotView
+from perdure_storage.transaction import Transaction
 
 __all__ = ["TurnStorage"]
 
 
 class TurnStorage(ObjectStorage):
-    """An object's storage; `check_turn` raises `StorageError` outside of the object's turns."""
+    """An object's storage; `in_turn` tells whether a turn of the object runs, `check_turn` raises if not."""
 
-    __slots__ = ("_check_turn",)
+    __slots__ = ("_check_turn", "_in_turn")
 
     def __init__(
         self,
@@ -30,6 +34,7 @@ class TurnStorage(ObjectStorage):
         commit_point: Callable[[], Awaitable[None]],
         on_delete_all: Callable[[], None],
         check_turn: Callable[[], None],
+        in_turn: Callable[[], bool],
     ) -> None:
         super().__init__(
             backend,
@@ -39,26 +44,17 @@ class TurnStorage(ObjectStorage):
             on_delete_all=on_delete_all,
         )
         self._check_turn = check_turn
+        self._in_turn = in_turn
 
-    def put(self, key: str, value: Any) -> None:
-        """See `Storage.put`."""
+    def transaction(self) -> Transaction:
+        """See `Storage.transaction`."""
         self._check_turn()
-        super().put(key, value)
+        return super().transaction()
 
-    def put_many(self, values: Mapping[str, Any]) -> None:
-        """See `Storage.put_many`."""
+    def snapshot(self) -> SnapshotView:
+        """See `Storage.snapshot`."""
         self._check_turn()
-        super().put_many(values)
-
-    def delete(self, key: str) -> bool:
-        """See `Storage.delete`."""
-        self._check_turn()
-        return super().delete(key)
-
-    def delete_many(self, keys: Iterable[str]) -> int:
-        """See `Storage.delete_many`."""
-        self._check_turn()
-        return super().delete_many(keys)
+        return super().snapshot()
 
     async def delete_all(self) -> None:
         """See `Storage.delete_all`."""
@@ -69,3 +65,10 @@ class TurnStorage(ObjectStorage):
         """See `Storage.sync`."""
         self._check_turn()
         await super().sync()
+
+    def _check_writable(self) -> None:
+        self._check_turn()
+
+    def _turn_watch(self) -> Callable[[], bool]:
+        # Asked in today's context variables, from wherever: is the turn of now still the running one?
+        return partial(copy_context().run, self._in_turn)

@@ -187,6 +187,7 @@ class Writes(Answers):
                 commit_point=lambda: self.sync(resident),
                 on_delete_all=lambda: self._on_delete_all(resident),
                 check_turn=lambda: self.check_turn(resident),
+                in_turn=lambda: self.in_turn(resident),
             )
         return resident.storage
 

@@ -1,0 +1,68 @@
+"""`client.list` in one worker: a page of the names index, with facts about each object.
+
+Guarantees that one answer's work is bounded, whatever the objects hold: it ends early, and says so, when
+it has read as much as `Limits` allows. Names and sizes are those on disk; an object whose first commit is
+not durable yet is not listed. Runs in the worker's event loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from perdure.errors import InvalidArgument
+from perdure_storage import keys, records
+from perdure_storage.engine import Engine
+
+if TYPE_CHECKING:
+    from perdure_worker.host import Host
+
+__all__ = ["list_objects"]
+
+_SIZED_ROWS_MAX: Final = 64
+_SIZED_BYTES_MAX: Final = 64 * 1024
+"""So much of an object is read to size it; the rest of a larger one is the store's own estimate."""
+
+
+def list_objects(host: Host, namespace: str, prefix: str, limit: int, after: bytes) -> list[Any]:
+    """``[more, rows]``: rows ``[position, id, name, size, live, next alarm]`` behind `after`, in order.
+
+    `more` tells whether objects follow the last row, of which there is at least one then. The size is in
+    bytes of rows on disk, the next alarm in milliseconds since the epoch or None.
+    """
+    if not isinstance(namespace, str) or not isinstance(prefix, str) or not isinstance(after, bytes):
+        raise InvalidArgument("list takes a namespace, a prefix (str), a limit and a position (bytes)")
+    if not isinstance(limit, int) or not 1 <= limit <= host.limits.list_entries_max:
+        raise InvalidArgument(f"limit is 1 to {host.limits.list_entries_max}, not {limit!r:.80}")
+    base = keys.names_prefix(namespace, named=False)[:-1]
+    start = keys.names_key(namespace, prefix, b"") if prefix else base
+    stop = keys.prefix_end(start)
+    if after:
+        start = max(start, base + after + b"\x00")
+    rows: list[list[Any]] = []
+    rows_left, bytes_left = host.limits.listing_rows_max, host.limits.listing_bytes_max
+    with host.engine.scan(start, stop) as scan:
+        for key, record in scan:
+            if len(rows) == limit or rows_left <= 0 or bytes_left <= 0:
+                return [True, rows]
+            row = keys.parse_names_row(key)
+            slot, object_id = keys.parse_names_value(records.unseal(key, record))
+            size, read_rows, read_bytes = _size(host.engine, keys.object_prefix(slot, namespace, object_id))
+            rows_left -= read_rows + 1
+            bytes_left -= read_bytes
+            resident = host.live.get(object_id)
+            live = resident is not None and resident.instance is not None
+            rows.append([key[len(base) :], object_id, row.name, size, live, None])
+    return [False, rows]
+
+
+def _size(engine: Engine, prefix: bytes) -> tuple[int, int, int]:
+    """``(bytes on disk, rows read, bytes read)`` of one object."""
+    rows = size = 0
+    stop = keys.prefix_end(prefix)
+    with engine.scan(prefix, stop) as scan:
+        for key, record in scan:
+            rows += 1
+            size += len(key) + len(record)
+            if rows == _SIZED_ROWS_MAX or size >= _SIZED_BYTES_MAX:
+                return size + engine.approximate_bytes(key + b"\x00", stop), rows, size
+    return size, rows, size
