@@ -19,6 +19,8 @@ from perdure.methods import Method
 from perdure.object import namespace_of
 from perdure.plain import SCALARS
 from perdure.stub import Call, Stub, Target, make_target
+from perdure_worker.interleaving import Exclusive
+from perdure_worker.turns import CURRENT, TURN_CHAIN, TURN_DEADLINE
 
 if TYPE_CHECKING:
     from perdure.object import Storage
@@ -77,6 +79,15 @@ class HostCell:
         self._host.doom(self._resident, error)
         raise error
 
+    def exclusive(self) -> Exclusive:
+        """See `Context.exclusive`."""
+        return Exclusive(self._host, self._resident)
+
+    @property
+    def old_fields(self) -> dict[str, Any]:
+        """See `Context.old_fields`."""
+        raise RuntimeError("ctx.old_fields is there in on_migrate only")
+
     # --- the sender of this object's stubs (see `perdure.stub.Sender`)
 
     def start(
@@ -108,9 +119,12 @@ class HostCell:
     ) -> asyncio.Future[Any]:
         host, resident = self._host, self._resident
         host.commit_point(resident)
-        _, _, _, turn_deadline, outer = resident.turn
-        chain: list[list[Any]] = [*(outer or []), [resident.key, resident.label]]
-        deadline = min(host.clock() + target.timeout_s, turn_deadline)
+        turn = CURRENT.get()
+        link: list[Any] = [resident.key, resident.label]
+        if resident.inside is not None:
+            link.append(resident.inside.number_of(turn))
+        chain: list[list[Any]] = [*(turn[TURN_CHAIN] or []), link]
+        deadline = min(host.clock() + target.timeout_s, turn[TURN_DEADLINE])
         if resident.ticket > host.durable and not (kwargs is None and SCALARS.issuperset(map(type, args))):
             # It leaves later, but with the arguments as they are now.
             args, kwargs = codec.decode(codec.encode([args, kwargs]))
