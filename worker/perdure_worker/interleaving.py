@@ -235,14 +235,17 @@ class Inside:
             self._host.run_waiting()
             self._host.want_flush()
         while self._held and self._holder is None:
-            entry, future, error = self._held.popleft()
+            held = self._held.popleft()
+            entry, future, _ = held
             if future is None:
-                task = entry.task
-                assert task is not None
-                task.context.run(task.go_on, error)
+                _go_on(held)
             elif not future.done():
                 self._holder = entry
                 future.set_result(None)
+                # A task of the turn waited for the block; the turn itself may go on as well.
+                for own in [other for other in self._held if other[0] is entry and other[1] is None]:
+                    self._held.remove(own)
+                    _go_on(own)
 
 
 class Exclusive:
@@ -270,6 +273,13 @@ class Exclusive:
         inside, self._inside = self._inside, None
         if inside is not None:
             inside.release(self._turn)
+
+
+def _go_on(held: _Held) -> None:
+    entry, _, error = held
+    task = entry.task
+    assert task is not None
+    task.context.run(task.go_on, error)
 
 
 def run_beside(
