@@ -24,7 +24,7 @@ from perdure.fields import durable
 from perdure.ids import ObjectId
 from perdure.limits import Limits
 from perdure.listing import ListedObject, Listing
-from perdure.methods import blocking, public
+from perdure.methods import blocking, interleaved, public
 from perdure.object import DurableObject
 from perdure.remote_errors import register_exception
 from perdure.sync_client import SyncClient, connect_sync
@@ -54,6 +54,7 @@ __all__ = [
     "connect",
     "connect_sync",
     "durable",
+    "interleaved",
     "public",
     "register_exception",
 ]

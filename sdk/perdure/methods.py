@@ -102,7 +102,20 @@ def blocking(function: F) -> F:
 
 
 def interleaved(function: F) -> F:
-    """Lets this method run beside others of its object while they wait for something but storage."""
+    """Lets turns of this method run beside each other, for methods that wait for something else.
+
+    While one of them awaits (a sleep, another object, the network), others may start and go on; reads and
+    writes of `self.storage` are not such a wait, `sync()` is.  Serial methods, those without this mark, never
+    run beside anything: a serial call waits until no turn is inside, and interleaved calls that came after it
+    wait behind it.  A call that such a turn makes to an interleaved method of its own object starts at once;
+    one to a serial method is a `DeadlockError`.
+
+    Each span between two awaits is atomic.  What it wrote, durable fields included, is committed wherever the
+    method suspends and at its end, so **an exception discards only what was written since the last await**.
+    Whatever was read before an await may have changed after it: read it again, lists and dicts in durable
+    fields included, or keep the others out with ``async with self.ctx.exclusive():``.  What tasks of the turn
+    write is committed before the next span of the object.
+    """
     return _mark(function, "interleaved")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, overload
 
 from perdure.errors import InvalidArgument
@@ -75,7 +76,31 @@ class Context(Protocol):
         """A stub of another object.  Calling it is a commit point of the running turn."""
 
     def abort(self, reason: str) -> NoReturn:
-        """Ends this incarnation now: uncommitted writes are lost, waiting calls get the reason."""
+        """Ends this incarnation now: uncommitted writes are lost, waiting calls get the reason.
+
+        So do turns of `@interleaved` methods that are inside: each is cancelled where it waits.
+        """
+
+    def exclusive(self) -> AbstractAsyncContextManager[None]:
+        """``async with self.ctx.exclusive():`` in an `@interleaved` method: alone until the block's end.
+
+        Waits for its turn, first come first served; then no other turn of the object starts or goes on,
+        also while the block awaits.  What the block writes is committed wherever it suspends, as outside of
+        it; tasks that other turns have started are not turns, and go on.  In a serial method, which is alone
+        anyway, it does nothing.
+
+        Raises `RuntimeError` in a turn that is in such a block, or waits for one, already.
+        """
+
+    @property
+    def old_fields(self) -> dict[str, Any]:
+        """In `on_migrate` only: what is stored of durable fields and does not fit the class any more.
+
+        That are fields which the class no longer declares, and those whose stored value is not what their
+        annotation says now, by name, as plain values (a dataclass as a dict).  A field of the latter kind
+        must be set by `on_migrate`.  What is taken out (``old_fields.pop("name")``) is deleted from storage
+        with the migration; the rest stays.  Raises `RuntimeError` elsewhere.
+        """
 
 
 class Cell(Protocol):
@@ -96,6 +121,9 @@ class DurableObject:
     underscore and the handlers (`on_start` and those of later features) cannot.  The namespace is
     the class's name; ``class Room(DurableObject, namespace="rooms")`` says otherwise.
     """
+
+    version: ClassVar[int] = 1
+    """Version of what objects of the class store, 1 or higher; see `on_migrate`."""
 
     _perdure_namespace: ClassVar[str] = ""
     _perdure_cell: Cell
@@ -124,6 +152,20 @@ class DurableObject:
 
     def on_start(self) -> Awaitable[None] | None:
         """Override it (plain or async): runs once in each incarnation, before the first turn."""
+        return None
+
+    def on_migrate(self, old_version: int) -> Awaitable[None] | None:
+        """Override it (plain or async): brings an object of an older `version` of its class up to date.
+
+        It runs once for each such object, at its next start, before `on_start()`; not for new objects.  Its
+        writes and the new version are on disk, in one batch, before anything else runs.  So it may neither
+        call other objects nor `sync()`.  Afterwards the object is loaded afresh.  When it raises, the object
+        stays as it was, callers get the error, and a later call tries again.  Fields are loaded as the class
+        declares them now; `ctx.old_fields` has what does not fit any more.
+
+        Without this method a higher version is recorded with the object's next write.  An object that was
+        stored by a higher version than the class's own is refused with a `StorageError`.
+        """
         return None
 
     def _cell(self) -> Cell:

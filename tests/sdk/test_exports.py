@@ -20,7 +20,7 @@ MODULES = sorted(module.name for module in pkgutil.iter_modules(perdure.__path__
 PUBLIC = frozenset(
     {"Client", "DurableObject", "Limits", "ListedObject", "Listing", "ObjectId", "SyncClient"}
     | {"connect", "connect_sync", "durable", "register_exception"}
-    | {"blocking", "public"}  # decorators; `interleaved` does nothing in a worker yet
+    | {"blocking", "interleaved", "public"}  # decorators
     | {name for name in errors.__all__ if isinstance(getattr(errors, name), type)}
 )
 """What the documentation speaks of, as far as it is there."""

@@ -103,7 +103,7 @@ def test_an_object_made_by_hand_says_how_objects_are_reached(name: str) -> None:
 
 def test_the_base_class_reserves_only_what_it_says() -> None:
     public = {name for name in vars(DurableObject) if not name.startswith("_")}
-    assert public == {"ctx", "id", "on_start", "storage"}
+    assert public == {"ctx", "id", "on_migrate", "on_start", "storage", "version"}
     assert callable_methods(Counter, DurableObject).keys() == {"get"}
 
 

@@ -57,6 +57,13 @@ class Interleaving(DurableObject):
         pass
 
 
+class Migrating(DurableObject):
+    version = 3
+
+    def on_migrate(self, old_version: int) -> None:
+        pass
+
+
 class Streaming(DurableObject):
     async def stream(self) -> AsyncIterator[int]:
         yield 1
@@ -102,6 +109,24 @@ def test_a_streaming_method_is_refused_when_the_class_is_registered() -> None:
         register([Streaming])
 
 
-def test_a_method_that_asks_for_interleaving_is_refused_instead_of_running_serially() -> None:
-    with pytest.raises(TypeError, match=r"Interleaving\.beside is @interleaved"):
-        register([Interleaving])
+def test_an_interleaved_method_is_known_as_one() -> None:
+    assert register([Interleaving])["Interleaving"].methods["beside"].interleaved
+
+
+def test_a_class_has_version_1_unless_it_says_otherwise() -> None:
+    assert register([Plain])["Plain"].version == 1
+    assert register([Migrating])["Migrating"].version == 3
+
+
+@pytest.mark.parametrize("version", [0, -1, True, "2", 1.0, None, durable(2), lambda self: 2])
+def test_a_version_that_is_no_int_of_1_or_higher_is_refused_by_its_class(version: object) -> None:
+    cls = type("Odd", (DurableObject,), {"version": version, "__annotations__": {"version": int}})
+    with pytest.raises(TypeError, match=r"Odd\.version is the version of what its objects store"):
+        register([cls])
+
+
+def test_on_migrate_is_a_handler_and_nobody_can_call_it() -> None:
+    entry = register([Migrating])["Migrating"]
+    assert "on_migrate" not in entry.methods
+    assert entry.migrate is not None
+    assert register([Plain])["Plain"].migrate is None

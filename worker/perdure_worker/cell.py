@@ -20,6 +20,8 @@ from perdure.object import namespace_of
 from perdure.plain import SCALARS
 from perdure.stub import Call, Stub, Target, make_target
 from perdure_worker.clients import Request, nested_path
+from perdure_worker.interleaving import Exclusive
+from perdure_worker.turns import CURRENT, TURN_CHAIN, TURN_DEADLINE, TURN_REQUEST
 
 if TYPE_CHECKING:
     from perdure.object import Storage
@@ -78,6 +80,15 @@ class HostCell:
         self._host.doom(self._resident, error)
         raise error
 
+    def exclusive(self) -> Exclusive:
+        """See `Context.exclusive`."""
+        return Exclusive(self._host, self._resident)
+
+    @property
+    def old_fields(self) -> dict[str, Any]:
+        """See `Context.old_fields`."""
+        raise RuntimeError("ctx.old_fields is there in on_migrate only")
+
     # --- the sender of this object's stubs (see `perdure.stub.Sender`)
 
     def start(
@@ -109,16 +120,18 @@ class HostCell:
     ) -> asyncio.Future[Any]:
         host, resident = self._host, self._resident
         host.commit_point(resident)
-        turn = resident.turn
-        _, _, _, turn_deadline, outer, parent = turn
+        turn = CURRENT.get()
         request: Request | None = None
-        if parent is not None:  # the same turn, run again, repeats the ids of its calls
+        if (parent := turn[TURN_REQUEST]) is not None:  # a turn that runs again repeats the ids
             progress = host.progress_of(turn)
             progress.calls += 1
             client, sequence, path, floor, *_ = parent
             request = client, sequence, nested_path(path, progress.calls), floor
-        chain: list[list[Any]] = [*(outer or []), [resident.key, resident.label]]
-        deadline = min(host.clock() + target.timeout_s, turn_deadline)
+        link: list[Any] = [resident.key, resident.label]
+        if resident.inside is not None:
+            link.append(resident.inside.number_of(turn))
+        chain: list[list[Any]] = [*(turn[TURN_CHAIN] or []), link]
+        deadline = min(host.clock() + target.timeout_s, turn[TURN_DEADLINE])
         if resident.ticket > host.durable and not (kwargs is None and SCALARS.issuperset(map(type, args))):
             # It leaves later, but with the arguments as they are now.
             args, kwargs = codec.decode(codec.encode([args, kwargs]))

@@ -25,8 +25,10 @@ from perdure import codec, protocol
 from perdure.codec import SCALARS
 from perdure.errors import InvalidArgument, MessageTooLarge, PerdureError
 from perdure.methods import Method
-from perdure_worker.cell import Aborted, HostCell
+from perdure_worker import migrations
+from perdure_worker.cell import Aborted
 from perdure_worker.clients import Request
+from perdure_worker.interleaving import run_beside
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
 from perdure_worker.retries import Retries
@@ -144,8 +146,11 @@ class Execution(Retries, ABC):
             self.refuse(peer, sequence, error)
             self.on_idle(resident)
             return
-        resident.turn = turn
         self.turns += 1
+        if method.interleaved:
+            run_beside(self, resident, turn, method.function, (resident.instance, *arguments), keywords)
+            return
+        resident.turn = turn
         body = partial(self._threads.run, method.function) if method.blocking else method.function
         self._step(resident, turn, body, (resident.instance, *arguments), keywords)
 
@@ -195,6 +200,8 @@ class Execution(Retries, ABC):
         if turn[TURN_REQUEST] is not None:
             self.windows.suspended(resident, turn, turn[TURN_REQUEST])
         task.adopt(coroutine, context, yielded, self._on_task_done)
+        if resident.inside is not None:
+            resident.inside.suspended(turn, task)
 
     def _cut(self, task: TurnTask) -> None:
         # Again and again, should the method swallow the cancellation; it cannot end well any more.
@@ -206,9 +213,11 @@ class Execution(Retries, ABC):
                 "method": turn[TURN_METHOD].name if turn[TURN_METHOD] else "on_start",
             },
         )
-        if resident.doomed is None:
-            limit_s = self.limits.turn_max_s
-            resident.doomed = TurnLimit(f"the turn ran longer than {limit_s:g} s and was cancelled")
+        limit = TurnLimit(f"the turn ran longer than {self.limits.turn_max_s:g} s and was cancelled")
+        if resident.inside is not None:
+            resident.inside.doom(turn, limit)
+        elif resident.doomed is None:
+            resident.doomed = limit
         task.turn = (resident, turn, self.loop.call_later(_CUT_AGAIN_S, self._cut, task))
         task.cancel("the turn reached its limit")
 
@@ -222,6 +231,8 @@ class Execution(Retries, ABC):
             self.in_turns(self._finish, resident, turn, result)
         else:
             self.in_turns(self._fail, resident, turn, failure)
+        if resident.inside is not None:
+            resident.inside.leave(turn)
         self.run_waiting()
         self.want_flush()
 
@@ -299,14 +310,15 @@ class Execution(Retries, ABC):
             over = True
         peer = turn[TURN_PEER]
         if peer is None:
-            self._start_failed(resident, error)
+            self._start_failed(resident, migrations.explain(resident, turn, error))
             return
         resident.turn = None
         for who, sequence in ((peer, turn[TURN_SEQUENCE]), *(progress.more if progress is not None else ())):
             self.reply_failure(resident, who, sequence, error)
-        if over:
-            self._end_incarnation(resident)
-            self.fail_waiting(resident, error)
+        if over and resident.inside is not None:
+            resident.inside.end_all(error)
+        elif over:
+            self.end_incarnation(resident, error)
         else:
             self.on_idle(resident)
 
@@ -317,7 +329,10 @@ class Execution(Retries, ABC):
         if not self.in_turn(resident):
             raise RuntimeError("ctx.abort() ends the running turn; this code does not run inside one")
         log.warning("an object aborted itself", extra={"object": resident.label, "reason": error.reason})
-        resident.doomed = error
+        if resident.inside is not None:
+            resident.inside.end_all(error)
+        else:
+            resident.doomed = error
 
     def begin_start(self, resident: Resident, chain: list[list[Any]] | None) -> None:
         """Loads the object and runs `on_start`; ends in `_started` or `_start_failed`.
@@ -345,21 +360,23 @@ class Execution(Retries, ABC):
         self.want_turns()
 
     def _start(self, resident: Resident, turn: Turn) -> None:
-        cls = resident.cls
+        begin = resident.cls.begin
         try:
-            # In a context of its own: users' default factories and constructors run.
-            copy_context().run(resident.load, self.engine, self.unknown_field)
-            resident.instance._perdure_cell = HostCell(self, resident)
+            if migrations.load(self, resident, turn):
+                return
         except BaseException as error:
             self._fail(resident, turn, error)
             return
-        if cls.begin is None:
+        if begin is None:
             self._started(resident, turn)
         else:
-            self._step(resident, turn, cls.begin, (resident.instance,), None)
+            self._step(resident, turn, begin, (resident.instance,), None)
 
     def _started(self, resident: Resident, turn: Turn) -> None:
         try:
+            if migrations.is_migration(turn):
+                migrations.end(self, resident, turn)
+                return
             changes = self._changes(resident)
         except BaseException as error:
             self._fail(resident, turn, error)
@@ -379,13 +396,14 @@ class Execution(Retries, ABC):
         resident.retry_at = self.clock() + min(pause, self.limits.start_backoff_max_s)
         resident.start_error = error
         resident.turn = None
-        self._end_incarnation(resident)
         log.warning("an object could not start", extra={"object": resident.label, "error": repr(error)[:500]})
-        self.fail_waiting(resident, error)
+        self.end_incarnation(resident, error)
 
-    def _end_incarnation(self, resident: Resident) -> None:
+    def end_incarnation(self, resident: Resident, error: BaseException) -> None:
+        """Drops the instance; every waiting call of the object gets this error."""
         resident.instance = None
         resident.storage = None
+        self.fail_waiting(resident, error)
 
     def close(self) -> None:
         """Lets go of the threads of `@blocking` methods."""

@@ -33,6 +33,7 @@ from perdure.methods import Method
 from perdure_storage.snapshot import close_abandoned
 from perdure_worker.clients import Client, Clients, Request, read_context
 from perdure_worker.execution import Execution
+from perdure_worker.interleaving import can_start, goes_first, joins_its_caller
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
@@ -188,7 +189,11 @@ class Host(Execution):
         labels = _labels(chain)
         for index, entry in enumerate(chain):
             # An object without a running turn waits for nothing: it did not await the call, and has ended.
-            if entry[0] == resident.key and resident.turn is not None:
+            if (
+                entry[0] == resident.key
+                and resident.turn is not None
+                and not joins_its_caller(resident, method, entry)
+            ):
                 cycle = [*labels[index:], resident.label]
                 return DeadlockError(
                     f"{' -> '.join(cycle)}: the object waits for this call, and would for ever; "
@@ -300,11 +305,13 @@ class Host(Execution):
             if resident.turn is None:
                 self._runnable.append(resident)
         try:
-            mailbox.push(waiting, self.limits)
+            mailbox.push(waiting, self.limits, first=goes_first(resident, item[4], item[8]))
         except PerdureError as error:
             self.refuse(waiting.peer, item[0], error)
         else:
             self._expiry.add(mailbox, waiting)
+            if resident.inside is not None:
+                self._runnable.append(resident)
 
     def on_idle(self, resident: Resident) -> None:
         """The object's turn has ended; its next waiting call starts soon."""
@@ -331,7 +338,9 @@ class Host(Execution):
         while runnable and budget and not self.paused:
             resident = runnable.popleft()
             mailbox = resident.mailbox
-            if resident.turn is not None or mailbox is None or resident.instance is None:
+            if mailbox is None or resident.instance is None:
+                continue
+            if resident.turn is not None and not can_start(resident, mailbox):
                 continue
             waiting = mailbox.pop()
             if mailbox.count == 0:
@@ -355,6 +364,8 @@ class Host(Execution):
             else:
                 self._refuse_late(waiting.peer, sequence, now - waiting.deadline)
                 self.on_idle(resident)
+            if resident.inside is not None:  # the next one may start beside it
+                self.on_idle(resident)
         if runnable and not self.paused:
             self.want_turns()
 
@@ -371,6 +382,10 @@ class Host(Execution):
         now = self.clock()
         for peer, item in self._expiry.due(now):
             self._refuse_late(peer, item[0], 0.0)
+            resident = self.live.get(item[2])
+            if resident is not None and resident.inside is not None:  # interleaved calls waited behind it
+                self.on_idle(resident)
+                self.want_turns()
         self.windows.forget_unused(now)
 
     def evict_idle(self) -> int:
@@ -469,9 +484,9 @@ class Host(Execution):
 
 def _labels(chain: Any) -> list[str]:
     """The objects of a chain as text; `TypeError` for what is no chain."""
-    if type(chain) is not list or not all(type(entry) is list and len(entry) == 2 for entry in chain):
-        raise TypeError("a chain is a list of [id, label]")
-    return [str(label) for _, label in chain]
+    if type(chain) is not list or not all(type(entry) is list and len(entry) in (2, 3) for entry in chain):
+        raise TypeError("a chain is a list of [id, label] and [id, label, number of the turn]")
+    return [str(entry[1]) for entry in chain]
 
 
 def _sequence_of(item: bytes) -> int | None:

@@ -50,16 +50,18 @@ class Waiting:
 class Mailbox:
     """FIFO of one object's waiting calls."""
 
-    __slots__ = ("_calls", "bytes", "count")
+    __slots__ = ("_calls", "_first", "bytes", "count")
 
     def __init__(self) -> None:
         self._calls: deque[Waiting] = deque()
+        self._first: deque[Waiting] | None = None
+        """Calls that go before all others; few objects ever have any."""
         self.count = 0
         """Calls that still wait; expired ones stay in the queue but do not count."""
         self.bytes = 0
 
-    def push(self, waiting: Waiting, limits: Limits) -> None:
-        """Queues a call; raises `Overloaded` when a bound is reached."""
+    def push(self, waiting: Waiting, limits: Limits, *, first: bool = False) -> None:
+        """Queues a call, with `first` before those without it; raises `Overloaded` at a bound."""
         if self.count >= limits.mailbox_calls_max:
             raise Overloaded(
                 f"{self.count} calls wait at this object already", limit="mailbox_calls_max", retry_after=1.0
@@ -77,18 +79,35 @@ class Mailbox:
                 limit="mailbox_age_max_s",
                 retry_after=limits.mailbox_age_max_s / 10,
             )
-        self._calls.append(waiting)
+        if first:
+            self._first = self._first or deque()
+            self._first.append(waiting)
+        else:
+            self._calls.append(waiting)
         self.count += 1
         self.bytes += waiting.size
 
     def pop(self) -> Waiting | None:
         """The next call that still waits, or None."""
+        while self._first:
+            waiting = self._first.popleft()
+            if waiting.item is not None:
+                self._left(waiting)
+                return waiting
         while self._calls:
             waiting = self._calls.popleft()
             if waiting.item is not None:
                 self._left(waiting)
                 return waiting
         return None
+
+    def first(self) -> Waiting | None:
+        """What `pop` would give; it stays."""
+        while self._first:
+            if self._first[0].item is not None:
+                return self._first[0]
+            self._first.popleft()
+        return self._oldest()
 
     def expire(self, waiting: Waiting) -> list[Any] | None:
         """Takes a waiting call out because its deadline passed; None if it is gone already."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from perdure.converter import describe
 from perdure.fields import DurableField, collect_fields
 from perdure.methods import Method, callable_methods
 from perdure.object import DurableObject, namespace_of
@@ -19,7 +20,17 @@ __all__ = ["ObjectClass", "register"]
 class ObjectClass:
     """One user class as the host needs it."""
 
-    __slots__ = ("begin", "cls", "field_rows", "fields", "methods", "namespace", "row_heads")
+    __slots__ = (
+        "begin",
+        "cls",
+        "field_rows",
+        "fields",
+        "methods",
+        "migrate",
+        "namespace",
+        "row_heads",
+        "version",
+    )
 
     def __init__(self, cls: type[DurableObject]) -> None:
         self.cls = cls
@@ -32,16 +43,14 @@ class ObjectClass:
         """By slot, how the keys of all rows of an object of this class begin, up to its id; see `place`."""
         self.begin = _beginning(cls)
         """What runs before the first turn of an incarnation; None where there is nothing of the user's."""
+        self.version = _version(cls)
+        self.migrate = _migration(cls)
+        """What runs for an object of an older version; None where there is nothing of the user's."""
         for method in self.methods.values():
             if method.is_generator:
                 raise TypeError(
                     f"{cls.__qualname__}.{method.name} is an async generator; "
                     "streaming methods are not supported by this version"
-                )
-            if method.interleaved:
-                raise TypeError(
-                    f"{cls.__qualname__}.{method.name} is @interleaved; "
-                    "interleaved methods are not supported by this version"
                 )
 
     def place(self, slot_count: int) -> None:
@@ -62,6 +71,29 @@ def _beginning(cls: type[DurableObject]) -> Callable[[Any], Any] | None:
         return instance.on_start() if has_on_start else None
 
     return begin if has_init or has_on_start else None
+
+
+def _version(cls: type[DurableObject]) -> int:
+    version: object = cls.version
+    if type(version) is not int or version < 1:
+        raise TypeError(
+            f"{cls.__qualname__}.version is the version of what its objects store, an int of 1 or higher, "
+            f"not {describe(version)}; give anything else another name"
+        )
+    return version
+
+
+def _migration(cls: type[DurableObject]) -> Callable[[Any, int], Any] | None:
+    if cls.on_migrate is DurableObject.on_migrate:
+        return None
+    has_init = cls.__init__ is not object.__init__
+
+    def migrate(instance: Any, old_version: int) -> Any:
+        if has_init:
+            instance.__init__()
+        return instance.on_migrate(old_version)
+
+    return migrate
 
 
 def register(classes: Iterable[type[DurableObject]]) -> dict[str, ObjectClass]:

@@ -19,6 +19,7 @@ from perdure_storage.engine import Engine
 if TYPE_CHECKING:
     from perdure.fields import DurableField
     from perdure_storage.object_storage import ObjectStorage
+    from perdure_worker.interleaving import Inside
     from perdure_worker.mailbox import Mailbox
     from perdure_worker.registry import ObjectClass
     from perdure_worker.windows import Window
@@ -43,6 +44,7 @@ class Resident:
         "cls",
         "doomed",
         "failures",
+        "inside",
         "instance",
         "key",
         "mailbox",
@@ -57,6 +59,7 @@ class Resident:
         "turn",
         "undo",
         "used",
+        "version",
         "window",
     )
 
@@ -67,7 +70,9 @@ class Resident:
         self.instance: Any = None
         """The user's object; None until its start has succeeded."""
         self.turn: Any = None
-        """The running turn; None exactly when the object may start another."""
+        """The running turn; None exactly when the object may start one of a serial method."""
+        self.inside: Inside | None = None
+        """The turns of interleaved methods; None while there are none."""
         self.doomed: BaseException | None = None
         """Why the running turn cannot end well any more, whatever its method does."""
         self.calls = 0
@@ -78,8 +83,10 @@ class Resident:
         """The last commit group that this object's writes joined."""
         self.saved: list[Any] = []
         """Of each durable field what storage has, or will have: the value, or `Encoded`."""
+        self.version = 0
+        """The class's version that the object is stored with; 0 while nothing is stored."""
         self.named = False
-        """Whether the object's own record (its name) is stored."""
+        """Whether the object's own record (its name and version) is stored as it should be."""
         self.misnamed = False
         """Whether it is stored under its id alone, because its first caller did not know the name."""
         self.storage: ObjectStorage | None = None
@@ -108,7 +115,7 @@ class Resident:
         if stored and name is None:
             self.misnamed = self.name is not None
         elif self.name is None and not stored:
-            self.misnamed = self.named
+            self.misnamed = self.version > 0
         if self.misnamed:
             self.named = False
         if name is not None:
@@ -128,19 +135,15 @@ class Resident:
 
     # --- durable fields
 
-    def load(self, engine: Engine, unknown_field: Callable[[str, str], None]) -> None:
-        """Reads name and fields, and fills a fresh instance.  Raises `StorageError` for damaged rows."""
-        prefix = self.row_prefix()
-        stored: dict[str, bytes] = {}
-        self.named = False
-        with engine.scan(prefix, prefix + keys.VALUE) as rows:
-            for key, record in rows:
-                payload = records.unseal(key, record)
-                if key.startswith(keys.META, len(prefix)):
-                    self.named = True
-                    self.learn_name(codec.decode(payload).get("name"), stored=True)
-                else:
-                    stored[key[len(prefix) + 1 :].decode()] = payload
+    def load(self, engine: Engine, unknown_field: Callable[[str, str], None]) -> dict[str, Any] | None:
+        """Reads name, version and fields, and fills a fresh instance.
+
+        Gives what does not fit the class when the object must be migrated first, else None.  Raises
+        `StorageError` for damaged rows, values that do not fit, and an object of a newer version.
+        """
+        stored = self._load_rows(engine)
+        migrates = 0 < self.version < self.cls.version and self.cls.migrate is not None
+        old: dict[str, Any] = {}
         cls = self.cls.cls
         instance = cls.__new__(cls)
         self.instance = instance
@@ -151,18 +154,51 @@ class Resident:
             if payload_or_none is None:
                 value = field.default()
                 saved.append(value if field.immutable(value) else Encoded(codec.encode(field.dump(value))))
+            elif migrates and not _fits(field, payload_or_none):
+                old[field.name] = codec.decode(payload_or_none)
+                saved.append(Encoded(payload_or_none))
+                continue
             else:
                 value = field.load(codec.decode(payload_or_none))
                 saved.append(value if field.immutable(value) else Encoded(payload_or_none))
             values[field.name] = value
+        if migrates:
+            return old | {name: codec.decode(payload) for name, payload in stored.items()}
         for name in stored:
             unknown_field(self.cls.namespace, name)
+        return None
+
+    def _load_rows(self, engine: Engine) -> dict[str, bytes]:
+        prefix = self.row_prefix()
+        stored: dict[str, bytes] = {}
+        self.named, self.version = False, 0
+        with engine.scan(prefix, prefix + keys.VALUE) as rows:
+            for key, record in rows:
+                payload = records.unseal(key, record)
+                if key.startswith(keys.META, len(prefix)):
+                    meta = codec.decode(payload)
+                    self.named, self.version = True, meta.get("version", 1)
+                    self.learn_name(meta.get("name"), stored=True)
+                else:
+                    stored[key[len(prefix) + 1 :].decode()] = payload
+        if self.version > self.cls.version:
+            raise StorageError(
+                f"{self.label} was stored by version {self.version} of its class, and this one has version "
+                f"{self.cls.version}: nothing was changed; run the newer code"
+            )
+        if self.version < self.cls.version:
+            self.named = False  # its record is written again, with the version
+        return stored
 
     def reload_fields(self) -> None:
         """Puts back what storage has, after a turn that must leave no trace."""
         values = self.instance.__dict__
         for field, saved in zip(self.cls.fields, self.saved, strict=True):
-            values[field.name] = field.load(codec.decode(saved)) if type(saved) is Encoded else saved
+            if type(saved) is not Encoded:
+                values[field.name] = saved
+            elif self.inside is None or not _encodes_to(saved, field, values.get(field.name)):
+                # Of other turns inside, what this one did not change stays the object that they know.
+                values[field.name] = field.load(codec.decode(saved))
 
     def reset_fields(self) -> None:
         """Puts defaults back: the object's rows are being deleted."""
@@ -220,3 +256,18 @@ class Resident:
         if type(saved) is Encoded and encoded == saved:
             return None
         return index, Encoded(encoded), encoded
+
+
+def _fits(field: DurableField, payload: bytes) -> bool:
+    try:
+        field.load(codec.decode(payload))
+    except StorageError:
+        return False
+    return True
+
+
+def _encodes_to(saved: bytes, field: DurableField, value: Any) -> bool:
+    try:
+        return codec.encode(field.dump(value)) == saved
+    except Exception:  # of user-defined values too
+        return False

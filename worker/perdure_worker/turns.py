@@ -15,7 +15,7 @@ import contextvars
 from asyncio.tasks import _enter_task, _leave_task, _register_task
 from collections.abc import Callable, Coroutine
 from types import CoroutineType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 __all__ = [
     "CURRENT",
@@ -26,6 +26,7 @@ __all__ = [
     "TURN_REQUEST",
     "TURN_SEQUENCE",
     "Progress",
+    "Spans",
     "Turn",
     "TurnTask",
     "enter",
@@ -65,6 +66,16 @@ class Progress:
 Done = Callable[["TurnTask", Any, BaseException | None], None]
 
 
+class Spans(Protocol):
+    """Who is told of the spans of a turn that runs beside others (interleaving.py)."""
+
+    def begin(self, task: TurnTask, error: BaseException | None) -> bool:
+        """A span is about to begin; when false it does not, and `go_on` is called with `error` later."""
+
+    def end(self, task: TurnTask) -> None:
+        """A span has ended in a suspension."""
+
+
 def enter(loop: asyncio.AbstractEventLoop, task: TurnTask) -> None:
     """Makes `task` what `asyncio.current_task()` gives (asyncio's documented hook for own tasks)."""
     _enter_task(loop, task)  # type: ignore[arg-type]
@@ -77,6 +88,9 @@ def leave(loop: asyncio.AbstractEventLoop, task: TurnTask) -> None:
 
 class TurnTask(asyncio.Future[Any]):
     """The task of a suspended turn; has what asyncio and anyio use of `asyncio.Task`."""
+
+    spans: Spans | None = None
+    """None for a turn that is alone."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
@@ -189,8 +203,20 @@ class TurnTask(asyncio.Future[Any]):
         finally:
             future = None  # it may hold an exception whose traceback holds this frame
 
+    @property
+    def context(self) -> contextvars.Context:
+        """The context variables of a turn that has suspended."""
+        assert self._context is not None
+        return self._context
+
+    def go_on(self, error: BaseException | None = None) -> None:
+        """Begins the span that its `spans` put off; within the task's own context."""
+        self._step(error)
+
     def _step(self, error: BaseException | None = None) -> None:
         if self.done() or self._coro is None or self._on_done is None:
+            return
+        if self.spans is not None and not self.spans.begin(self, error):
             return
         if self._must_cancel:
             if not isinstance(error, asyncio.CancelledError):
@@ -212,6 +238,8 @@ class TurnTask(asyncio.Future[Any]):
             _leave_task(self._loop, self)  # type: ignore[arg-type]
         if not ended:
             self._park(yielded)
+            if self.spans is not None:
+                self.spans.end(self)
             return
         done, self._on_done = self._on_done, None
         # Waiters of the task itself (rare) learn that it ended; the outcome is the host's business.

@@ -27,6 +27,7 @@ from perdure.ids import slot_of
 from perdure_storage import keys
 from perdure_storage.object_storage import ObjectStorage, StorageBackend
 from perdure_storage.records import seal
+from perdure_worker import migrations
 from perdure_worker.answers import Answers
 from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
@@ -62,8 +63,11 @@ class Writes(Answers):
 
     def in_turn(self, resident: Resident) -> bool:
         """Whether the running code belongs to the object's turn: its method, or a task that it started."""
-        turn = resident.turn
-        return turn is not None and CURRENT.get() is turn
+        turn, inside = resident.turn, resident.inside
+        if turn is None:
+            return False
+        current = CURRENT.get()
+        return current is turn or (inside is not None and turn is inside and inside.holds(current))
 
     def check_turn(self, resident: Resident) -> None:
         """Raises `StorageError` outside of the object's turns."""
@@ -107,6 +111,7 @@ class Writes(Answers):
             self.gate.hold(group, (_settle, storage, group, None))
         if resident.undo is not None:
             resident.named = resident.misnamed = False
+            resident.version = 0
             resident.undo = None
         if stores and not resident.named:
             self._put_name(resident, resident.row_prefix())
@@ -114,7 +119,11 @@ class Writes(Answers):
     def _put_name(self, resident: Resident, prefix: bytes) -> None:
         # The name travels with the object's first write, so that listings and restarts know it.
         key = prefix + keys.META
-        self.committer.put(key, seal(key, codec.encode({"name": resident.name})))
+        meta: dict[str, Any] = {"name": resident.name}
+        version = resident.version = resident.cls.version
+        if version > 1:
+            meta["version"] = version
+        self.committer.put(key, seal(key, codec.encode(meta)))
         index = resident.names_row()
         value = keys.names_value(slot_of(resident.key, self.slot_count), resident.key)
         self.committer.put(index, seal(index, value))
@@ -126,6 +135,7 @@ class Writes(Answers):
         """Commits what the running turn wrote so far; raises when it cannot be stored."""
         if resident.doomed is not None:
             raise resident.doomed
+        migrations.check_commit_point(resident)
         changes = self._changes(resident)
         if changes is not None:
             self._join(resident, changes)
@@ -165,7 +175,10 @@ class Writes(Answers):
             resident.undo = None
         if resident.storage is not None:
             resident.storage._discard()
-        if resident.instance is not None and (resident.turn is None or resident.turn[TURN_PEER] is not None):
+        turn = resident.turn
+        if resident.instance is not None and (
+            turn is None or turn is resident.inside or turn[TURN_PEER] is not None
+        ):
             resident.reload_fields()
 
     def sync(self, resident: Resident) -> Awaitable[None]:
