@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from perdure import DurableObject, Limits, OutcomeUnknown, RemoteError, durable
+from perdure import DurableObject, Limits, OutcomeUnknown, RemoteError, durable, interleaved
 from perdure.errors import InvalidArgument, StorageError
 from perdure_storage import keys
 from perdure_storage.records import unseal
@@ -54,6 +54,12 @@ class Purse(DurableObject):
     async def add_and_sync(self) -> int:
         self.coins += 1
         await self.storage.sync()
+        return self.coins
+
+    @interleaved
+    async def add_beside_others(self) -> int:
+        self.coins += 1
+        await self.go.wait()
         return self.coins
 
     async def give(self, *others: str) -> int:
@@ -162,6 +168,19 @@ def test_a_turn_that_wrote_only_before_its_last_commit_point_is_recorded(make_sc
     scene.commit()
     assert (call.result(), again(scene, item).result()) == (1, 1)
     assert scene.fields(Purse, "a") == {"coins": 1}
+
+
+def test_an_interleaved_turn_that_wrote_in_a_former_span_is_recorded(make_scene: Any) -> None:
+    scene = make_scene(Purse)
+    items = [scene.item(Purse, "a", "add_beside_others") for _ in range(2)]
+    calls = [first(scene, item) for item in items]
+    scene.commit()
+    scene.do(scene.resident(Purse, "a").instance.go.set)
+    scene.commit()
+    assert [call.result() for call in calls] == [2, 2]
+    assert [again(scene, item).result() for item in items] == [2, 2]
+    assert scene.fields(Purse, "a") == {"coins": 2}
+    assert not scene.host.progress
 
 
 def test_the_record_of_a_turn_that_deletes_everything_stays(make_scene: Any) -> None:

@@ -148,7 +148,7 @@ class Inside:
         resident.turn = self
         if entry.doomed is None:
             try:
-                host.commit_point(resident)
+                host.commit_point(resident, entry.turn)
                 return
             except BaseException as error:  # a field holds what cannot be saved: the turn fails
                 self.doom(entry.turn, error)
@@ -161,7 +161,7 @@ class Inside:
         resident.turn = self
         if self._over is None:
             try:
-                host.commit_point(resident)
+                host.commit_point(resident, *(entry.turn for entry in self._entries.values()))
                 return
             except BaseException as error:
                 for entry in self._entries.values():

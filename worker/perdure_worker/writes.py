@@ -131,15 +131,16 @@ class Writes(Answers):
             self.committer.delete(keys.names_key(resident.cls.namespace, None, resident.key))
         resident.named, resident.misnamed = True, False
 
-    def commit_point(self, resident: Resident) -> None:
-        """Commits what the running turn wrote so far; raises when it cannot be stored."""
+    def commit_point(self, resident: Resident, *turns: Turn) -> None:
+        """Commits what a turn wrote so far, the running one's or that of `turns`; raises when it cannot be."""
         if resident.doomed is not None:
             raise resident.doomed
         migrations.check_commit_point(resident)
         changes = self._changes(resident)
         if changes is not None:
             self._join(resident, changes)
-            self.progress_of(resident.turn).wrote = True
+            for turn in turns or (CURRENT.get(),):
+                self.progress_of(turn).wrote = True
             self.want_flush()
 
     def progress_of(self, turn: Turn) -> Progress:
