@@ -481,6 +481,7 @@ def test_tasks_of_a_turn_can_sync_and_their_writes_are_not_lost(make_scene: Any,
     scene.commit()
     assert scene.fields(Desk, "a") == {"value": 2}
     stage.open(scene, "end")
+    scene.commit()  # of the record of its reply
     call.result()
 
 

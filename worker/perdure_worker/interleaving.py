@@ -145,14 +145,17 @@ class Inside:
     def _close(self, entry: _Entry) -> None:
         host, resident = self._host, self._resident
         entry.doomed, resident.doomed = resident.doomed, None
-        resident.turn = self
+        failure: BaseException | None = None
         if entry.doomed is None:
             try:
                 host.commit_point(resident, entry.turn)
-                return
             except BaseException as error:  # a field holds what cannot be saved: the turn fails
-                self.doom(entry.turn, error)
-        self._discard()
+                failure = error
+        resident.turn = self
+        if failure is not None:
+            self.doom(entry.turn, failure)
+        if entry.doomed is not None:
+            self._discard()
 
     def _settle_tasks(self) -> None:
         # Whose they are cannot be told, should they not be storable: none of the turns may end well then,
