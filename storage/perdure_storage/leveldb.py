@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 import plyvel
 
 from perdure.errors import StorageError
+from perdure_storage.sequence_mirror import SequenceMirror
 
 __all__ = ["LevelDBEngine", "error_text", "time_stamp_grain_ns"]
 
@@ -179,6 +180,7 @@ class LevelDBEngine(_Reader):
         self._synced_mtime_ns: int | None = None
         self._writes = 0
         self._directory_syncs = 0
+        self._mirror: SequenceMirror | None = None
         self._closed = False
 
     def new_batch(self) -> Any:
@@ -189,9 +191,15 @@ class LevelDBEngine(_Reader):
         batch.write()
         self._writes += 1
         self._sync_directory()
+        if self._mirror is not None:
+            self._mirror.note(self.get)
 
     def snapshot(self) -> _Snapshot:
         return _Snapshot(self._db.snapshot())
+
+    def mirror_sequence(self, mirror: SequenceMirror) -> None:
+        """Keeps `mirror` up to date from now on, and closes it."""
+        self._mirror = mirror
 
     def approximate_bytes(self, start: bytes, stop: bytes) -> int:
         """Size of the tables' part between two keys; rows still in the log are not counted."""
@@ -214,6 +222,8 @@ class LevelDBEngine(_Reader):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            if self._mirror is not None:
+                self._mirror.close(self.get)
             self._db.close()
             os.close(self._directory)
 

@@ -11,6 +11,7 @@ Guarantees:
 
     <data>/shard-0000/               LevelDB
     <data>/shard-0000.provisioned    marker: the directory has been made, completely and durably
+    <data>/shard-0000.sequence       a commit that is in it (see `sequence_mirror`)
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from typing import Final
 import plyvel
 
 from perdure.errors import StorageError
+from perdure_storage.commit import read_sequence
 from perdure_storage.engine import Engine
 from perdure_storage.errors import NewerFormat, ShardDamaged, ShardLocked, StaleEpoch
 from perdure_storage.keys import EPOCH_KEY, FORMAT_KEY, OBJECTS_REGION
 from perdure_storage.leveldb import LevelDBEngine, error_text
 from perdure_storage.records import seal_number, unseal_number
+from perdure_storage.sequence_mirror import SequenceMirror, mirror_path, read_mirror
 
 __all__ = [
     "SHARD_FORMAT",
@@ -77,6 +80,7 @@ def provision(path: Path) -> None:
     finally:
         engine.close()
     # The store has synced its own directory with its first write.
+    mirror_path(path).unlink(missing_ok=True)  # of a store that was here before
     for folder in {path.parent, *(folder.parent for folder in made)}:
         sync_directory(folder)
     with open(marker_path(path), "w", encoding="utf-8") as marker:
@@ -107,6 +111,7 @@ def open_shard(path: Path, *, epoch: int, lock_timeout_s: float = LOCK_TIMEOUT_S
         batch = engine.new_batch()
         batch.put(EPOCH_KEY, seal_number(EPOCH_KEY, epoch))
         engine.write(batch)
+        engine.mirror_sequence(SequenceMirror(path))
     except BaseException:
         engine.close()
         raise
@@ -133,6 +138,7 @@ def open_offline(path: Path, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Level
     engine = _open_locked(path, lock_timeout_s)
     try:
         _check_format(path, engine)
+        _check_end(path, engine)
     except BaseException:
         engine.close()
         raise
@@ -191,6 +197,17 @@ def _check_format(path: Path, engine: Engine) -> None:
             "the version that wrote it",
             found=found,
             supported=SHARD_FORMAT,
+        )
+
+
+def _check_end(path: Path, engine: Engine) -> None:
+    found, mirrored = read_sequence(engine), read_mirror(path)
+    if mirrored is not None and found < mirrored:
+        raise ShardDamaged(
+            f"the shard {path} ends at commit {found}, but commit {mirrored} was in it: the end of its log "
+            "is missing. Keep the directory as it is and restore the shard from a backup. If this is a "
+            f"restored backup, remove {mirror_path(path).name}, which is younger",
+            path=path,
         )
 
 
