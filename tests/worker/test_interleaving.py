@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -142,6 +143,11 @@ class Desk(DurableObject):
         raise LookupError("no")
 
     @interleaved
+    async def raise_at_once(self) -> None:
+        self.value = 99
+        raise LookupError("no")
+
+    @interleaved
     async def with_task(self, gate: str, end: str, spoil: bool = False) -> None:
         async def child() -> None:
             await wait_for(gate)
@@ -163,6 +169,20 @@ class Desk(DurableObject):
 
         self.task = asyncio.create_task(child())
         await take_time(0)
+
+    @interleaved
+    async def swallow_with_task(self, gate: str, end: str) -> None:
+        async def child() -> None:
+            await wait_for(gate)
+            try:
+                self.storage.put("late", 1)
+            except Exception as error:
+                self.note(type(error).__name__)
+
+        self.task = asyncio.create_task(child())
+        with contextlib.suppress(asyncio.CancelledError):
+            await wait_for("never")
+        await wait_for(end)
 
     @interleaved
     async def commit_in_task(self, gate: str) -> None:
@@ -228,7 +248,7 @@ class Desk(DurableObject):
             self.storage.put("clean up", 1)
             if not swallow:
                 raise
-            await take_time(0)
+            await wait_for(f"cleaned {tag}")
             self.storage.put("clean up", 2)
         return tag
 
@@ -459,15 +479,17 @@ def test_delete_all_is_undone_in_its_span_and_stays_after_it(make_scene: Any, st
 # --- tasks that turns start
 
 
+@pytest.mark.parametrize("suspended", [True, False])
 def test_what_a_task_of_a_turn_wrote_survives_the_failing_span_of_another_turn(
-    make_scene: Any, stage: Stage
+    make_scene: Any, stage: Stage, suspended: bool
 ) -> None:
     scene = make_scene(Desk)
     owner = scene.start(Desk, "a", "with_task", "write", "end")
-    failing = scene.start(Desk, "a", "append_and_raise", "raise")
+    failing = [scene.start(Desk, "a", "append_and_raise", "raise")] if suspended else []
     stage.open(scene, "write", "raise")
+    failing = failing or [scene.start(Desk, "a", "raise_at_once")]
     scene.commit()
-    assert isinstance(failing.error(), RemoteError)
+    assert isinstance(failing[0].error(), RemoteError)
     stage.open(scene, "end")
     scene.commit()
     owner.result()
@@ -501,6 +523,18 @@ def test_a_task_that_outlives_its_turn_cannot_write_beside_other_turns(make_scen
     scene.start(Desk, "a", "beside", "1")
     stage.open(scene, "late")
     assert stage.log == ["in 1", "StorageError"]
+    assert scene.values(Desk, "a") == {}
+
+
+def test_a_task_of_a_turn_that_cannot_end_well_cannot_write(make_scene: Any, stage: Stage) -> None:
+    scene = make_scene(Desk, limits=Limits(turn_max_s=5))
+    cut = scene.start(Desk, "a", "swallow_with_task", "late", "end")
+    scene.advance(5.5)
+    stage.open(scene, "late")
+    assert stage.log == ["StorageError"]
+    stage.open(scene, "end")
+    scene.commit()
+    assert "TurnLimit" in str(cut.error())
     assert scene.values(Desk, "a") == {}
 
 
@@ -565,7 +599,12 @@ def test_turns_inside_are_cancelled_by_an_abort_and_nothing_they_do_then_counts(
         waiting = scene.start(Desk, "a", "look")
     scene.commit()
     assert stage.log == ["cancelled 1", "cancelled 2"]
-    for call in (*inside, aborting, waiting):
+    late = scene.start(Desk, "a", "plain", 100)
+    scene.commit()
+    assert not any(call.answered for call in (inside[1], waiting, late))  # it still cleans up
+    stage.open(scene, "cleaned 2")
+    scene.commit()
+    for call in (*inside, aborting, waiting, late):
         assert isinstance(call.error(), RemoteError)
         assert "enough" in str(call.error())
     assert stage.incarnations == 1
@@ -592,6 +631,7 @@ def test_an_abort_in_a_later_span_or_a_task_ends_all_turns(make_scene: Any, stag
 
 def test_a_turn_over_its_limit_is_cancelled_and_the_others_go_on(make_scene: Any, stage: Stage) -> None:
     scene = make_scene(Desk, limits=Limits(turn_max_s=5))
+    stage.open(scene, "cleaned 1")
     old = scene.start(Desk, "a", "clean_up", "1", True)
     scene.advance(3)
     young = scene.start(Desk, "a", "clean_up", "2")
