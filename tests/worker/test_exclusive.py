@@ -136,6 +136,19 @@ class Room(DurableObject):
             await self.task
 
     @interleaved
+    async def lock_in_time(self, gate: str) -> str:
+        async def child() -> str:
+            await GATES[gate].wait()
+            try:
+                async with asyncio.timeout(1), self.ctx.exclusive():
+                    return "in time"
+            except TimeoutError:
+                async with self.ctx.exclusive():
+                    return "too late, then again"
+
+        return await asyncio.create_task(child())
+
+    @interleaved
     async def read_modify_write(self, locked: bool) -> None:
         if locked:
             async with self.ctx.exclusive():
@@ -334,10 +347,47 @@ def test_an_abort_beside_a_block_ends_it_too(make_scene: Any) -> None:
 
 def test_a_turn_that_ends_without_leaving_the_block_gives_it_back(make_scene: Any) -> None:
     scene = make_scene(Room)
-    scene.start(Room, "a", "leave_open", "go")
     walker = scene.start(Room, "a", "walk", "1")
-    open_gates(scene, "1", "go")
+    scene.start(Room, "a", "leave_open", "go")
+    open_gates(scene, "1")
+    assert not walker.answered
+    open_gates(scene, "go")
     assert walker.result() == "1"
+
+
+def test_who_gives_up_waiting_can_wait_again(make_scene: Any) -> None:
+    scene = make_scene(Room)
+    patient = scene.start(Room, "a", "lock_in_time", "go")
+    scene.start(Room, "a", "lock", "L")
+    open_gates(scene, "go")
+    scene.advance(2)
+    open_gates(scene, "L")
+    scene.commit()
+    assert patient.result() == "too late, then again"
+
+
+@pytest.mark.parametrize("ticks", range(8))
+def test_a_task_that_is_cancelled_as_it_gets_the_block_gives_it_back(make_scene: Any, ticks: int) -> None:
+    scene = make_scene(Room)
+    turn = scene.start(Room, "a", "wait_in_task", "joins", "child")
+    scene.start(Room, "a", "lock", "L")
+    open_gates(scene, "child")
+
+    def cancel_after(left: int) -> None:
+        if left:
+            scene.loop.call_soon(cancel_after, left - 1)
+        else:
+            scene.resident(Room, "a").instance.task.cancel()
+
+    def begin() -> None:
+        GATES["L"].set()
+        cancel_after(ticks)
+
+    scene.do(begin)
+    open_gates(scene, "joins", "M")
+    scene.commit()
+    assert turn.answered
+    assert scene.call(Room, "a", "lock", "M") == "M"
 
 
 def test_a_task_that_outlives_its_turn_stops_waiting_for_it(make_scene: Any) -> None:

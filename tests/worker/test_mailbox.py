@@ -34,6 +34,30 @@ def test_calls_come_out_in_the_order_in_which_they_came() -> None:
     assert (mailbox.count, mailbox.bytes, mailbox.pop()) == (0, 0, None)
 
 
+def test_calls_that_go_first_keep_their_own_order_before_all_others() -> None:
+    mailbox = Mailbox()
+    for number in range(3):
+        mailbox.push(waiting(number), Limits())
+    early = [waiting(name) for name in "abc"]
+    for call in early:
+        mailbox.push(call, Limits(), first=True)
+    mailbox.expire(early[0])
+    assert mailbox.count == 5
+    assert mailbox.first() is early[1]
+    assert names(mailbox) == ["b", "c", 0, 1, 2]
+    assert (mailbox.count, mailbox.bytes, mailbox.first()) == (0, 0, None)
+
+
+def test_the_first_call_is_the_one_that_comes_out_next() -> None:
+    mailbox = Mailbox()
+    calls = [waiting(number) for number in range(3)]
+    for call in calls:
+        mailbox.push(call, Limits())
+    mailbox.expire(calls[0])
+    assert mailbox.first() is calls[1]
+    assert mailbox.pop() is calls[1]
+
+
 @pytest.mark.parametrize(
     ("limits", "calls", "limit"),
     [

@@ -121,6 +121,19 @@ class Typed(DurableObject, namespace="Account"):
         return self.cents
 
 
+class Idle(DurableObject, namespace="Account"):
+    version = 2
+    cents: int = durable(0)
+    owner: str = durable("")
+    note: str = durable("")
+
+    async def on_migrate(self, old_version: int) -> None:
+        LOG.append(f"migrate {old_version} {await self.storage.get('history')}")
+
+    async def look(self) -> None:
+        pass
+
+
 @pytest.fixture
 def old_disk(make_scene: Any) -> Callable[..., MemoryDisk]:
     """A disk on which an object of version 1 is stored."""
@@ -237,6 +250,14 @@ def test_unique_objects_are_migrated_too(make_scene: Any, old_disk: Any) -> None
     scene = make_scene(New, disk=old_disk(unique))
     assert scene.call(New, unique, "get") == (12.5, ["ann"])
     assert meta(scene, unique) == {"name": None, "version": 2}
+
+
+def test_a_migration_that_changes_nothing_runs_once_too(make_scene: Any, old_disk: Any) -> None:
+    scene = make_scene(Idle, disk=old_disk())
+    scene.call(Idle, "a", "look")
+    assert meta(scene) == {"name": "a", "version": 2}
+    make_scene(Idle, disk=scene.disk).call(Idle, "a", "look")
+    assert LOG == ["migrate 1 [1250]"]
 
 
 # --- fields
