@@ -172,3 +172,28 @@ def run(
     except KeyboardInterrupt:  # before the supervisor takes signals itself: nothing runs yet
         code = RunExit.FORCED
     sys.exit(code)
+
+
+@main.command()
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(DATA_DEFAULT),
+    show_default=True,
+    help="Directory to check, which nothing may be running on.",
+)
+def check(data: Path) -> None:
+    """Read everything that is stored and report damage; nothing is repaired.
+
+    \b
+    Exit codes: 0 all is whole, 1 something is damaged, 3 the data directory is in use, 5 it cannot be
+    checked.
+    """
+    from perdure_cli import check as command  # late, as above
+
+    try:
+        whole = command.check(data, click.echo)
+    except (PerdureError, OSError) as error:
+        click.echo(f"perdure: {error}", err=True)
+        sys.exit(error.exit_code if isinstance(error, CannotRun) else RunExit.CANNOT_START)
+    sys.exit(0 if whole else 1)
