@@ -65,8 +65,12 @@ class Limits:
     """A commit group is closed at this size: LevelDB itself stops merging writes there."""
     peers_max: int = 10_000
     """Peers of one door: an ipc door aborts its process when file descriptors run out."""
+    clients_known_max: int = 10_000
+    """Clients that a worker knows the open calls of; a forgotten one tells them again with its next call."""
     raw_calls_in_flight_max: int = 100_000
     """Single calls that the router remembers so that it can answer for a worker that dies."""
+    stragglers_max: int = 64
+    """Old open calls that a client lists with each message, so that workers can forget those after them."""
     chain_depth_max: int = 32
     """Objects that wait for each other in one chain of calls: a longer one is a recursion gone wrong."""
 

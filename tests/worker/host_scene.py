@@ -325,13 +325,15 @@ class Scene:
         kwargs: dict[str, Any] | None = None,
         timeout_ms: int = 0,
         chain: Any = None,
+        request: Any = None,
     ) -> list[Any]:
         """A call as it stands in a batch."""
         self._sequence += 1
         known = name if isinstance(name, str) else name.name
         namespace = namespace_of(cls)
         key = key_of(cls, name)
-        return [self._sequence, namespace, key, known, method, list(args), kwargs, timeout_ms, chain]
+        context = None if chain is None and request is None else [chain, request]
+        return [self._sequence, namespace, key, known, method, list(args), kwargs, timeout_ms, context]
 
     def start(self, cls: Any, name: str | ObjectId, method: str, *args: Any, **options: Any) -> Sent:
         """Sends a call in a message of its own, or with others inside of `one_message()`."""

@@ -26,6 +26,7 @@ from perdure.codec import SCALARS
 from perdure.errors import InvalidArgument, MessageTooLarge, PerdureError
 from perdure.methods import Method
 from perdure_worker.cell import Aborted, HostCell
+from perdure_worker.clients import Request
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
@@ -129,9 +130,10 @@ class Execution(Writes):
         kwargs: Any,
         deadline: float,
         chain: list[list[Any]] | None,
+        request: Request | None,
     ) -> None:
         """Runs a turn to its end or first suspension.  Within `in_turns`; never raises."""
-        turn: Turn = (peer, sequence, method, deadline, chain)
+        turn: Turn = (peer, sequence, method, deadline, chain, request)
         try:
             arguments, keywords = method.bind(args, kwargs)
         except BaseException as error:  # users' constructors and validators run here
@@ -218,10 +220,11 @@ class Execution(Writes):
         self.want_flush()
 
     def _finish(self, resident: Resident, turn: Turn, result: Any) -> None:
-        peer, sequence, method, _, _ = turn
+        peer, sequence, method, _, _, request = turn
         if method is None or resident.doomed is not None:
             self._finish_other(resident, turn)
             return
+        progress = self.progress.pop(id(turn), None) if self.progress else None
         try:
             kind = type(result)
             if kind is not method.result_exact:
@@ -265,6 +268,7 @@ class Execution(Writes):
         )
 
     def _fail(self, resident: Resident, turn: Turn, error: BaseException) -> None:
+        self.progress.pop(id(turn), None)
         if resident.doomed is not None:
             error, resident.doomed = resident.doomed, None
         over = isinstance(error, Aborted)
@@ -301,7 +305,7 @@ class Execution(Writes):
         """
         # The clock makes it a tuple of its own: a running turn is known by identity.
         now = self.clock()
-        resident.turn = turn = (None, 0, None, now + self.limits.turn_max_s, chain)
+        resident.turn = turn = (None, 0, None, now + self.limits.turn_max_s, chain, None)
         resident.used = now
         resident.start_error = None
         self._start_behind_gate(resident, turn, None)
@@ -341,6 +345,7 @@ class Execution(Writes):
             return
         if changes is not None:
             self._join(resident, changes)
+        self.progress.pop(id(turn), None)
         resident.turn = None
         resident.failures = 0
         self.on_idle(resident)

@@ -33,7 +33,7 @@ from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.timetable import Timetable
 from perdure_worker.turn_storage import TurnStorage
-from perdure_worker.turns import CURRENT, TURN_PEER
+from perdure_worker.turns import CURRENT, TURN_PEER, Progress, Turn
 
 __all__ = ["Writes"]
 
@@ -58,6 +58,8 @@ class Writes(Answers, ABC):
         """When something is due for which object: alarms, delayed sends."""
         self.paused = False
         """Whether new turns wait because too many bytes wait for the disk."""
+        self.progress: dict[int, Progress] = {}
+        """By identity of the turn; only of those that have had a commit point before their end."""
         self._groups = parts.committer.groups
         self._value_bytes_max = settings.limits.value_bytes_max
         self._backend = StorageBackend(parts.engine, settings.limits, codec.encode, codec.decode)
@@ -140,7 +142,15 @@ class Writes(Answers, ABC):
         changes = self._changes(resident)
         if changes is not None:
             self._join(resident, changes)
+            self.progress_of(resident.turn).wrote = True
             self.want_flush()
+
+    def progress_of(self, turn: Turn) -> Progress:
+        """What is remembered of a running turn until its end."""
+        progress = self.progress.get(id(turn))
+        if progress is None:
+            progress = self.progress[id(turn)] = Progress()
+        return progress
 
     def save_strays(self, resident: Resident) -> bool:
         """Commits changes of durable fields that no turn made; whether there were some."""
