@@ -109,5 +109,11 @@ class Limits:
     """The same in time: batches of thousands of calls must not keep the loop from its heartbeat."""
     start_batch_turns: int = 2_048
     """Turns started in one loop tick before replies and commits are looked after."""
+    due_batch_rows: int = 64
+    """Alarms and the like that start in one loop tick: ten thousand at once hold up nobody's calls."""
+    due_page_rows: int = 1_024
+    """Rows of the due index read at once; a start reads one page, however many alarms are pending."""
+    due_rows_max: int = 4_096
+    """Rows of the due index in memory, the soonest ones; the rest stays on disk until it is near."""
     slots: int = 1_024
     """Hash buckets of ids, fixed when a data directory is created: many more than workers, few to list."""

@@ -28,7 +28,7 @@ from perdure.errors import StorageError
 from perdure.limits import Limits
 from perdure_storage.commit import Committer
 from perdure_storage.engine import Engine
-from perdure_storage.keys import META, REPLY, VALUE, prefix_end
+from perdure_storage.keys import DUE_REGION, META, REPLY, VALUE, prefix_end
 from perdure_storage.records import seal, unseal
 
 __all__ = ["ObjectStorage", "StorageBackend"]
@@ -42,6 +42,7 @@ _AFTER: Final = b"\x00"
 # Inside the class `list` is the method.
 _Keys = list[str]
 _Rows = list[tuple[bytes, bytes]]
+_DueChanges = list[tuple[bytes, bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class ObjectStorage:
     __slots__ = (
         "_backend",
         "_commit_point",
+        "_due",
         "_names_row",
         "_on_delete_all",
         "_overlay",
@@ -91,6 +93,7 @@ class ObjectStorage:
         self._on_delete_all = on_delete_all
         self._writes: dict[bytes, bytes | None] = {}  # row -> sealed record, None: deleted
         self._write_bytes = 0  # of _writes: rows and records
+        self._due = False  # whether _writes may hold rows of the due index
         self._overlay: dict[bytes, tuple[int, bytes | None]] = {}  # row -> (its commit group, as above)
         self._overlay_group = 0  # the highest group in _overlay
 
@@ -243,6 +246,19 @@ class ObjectStorage:
         self._write_bytes += self._growth(row, record)
         self._writes[row] = record
 
+    def _put_due(self, row: bytes, *, stored: bool) -> None:
+        """Adds a row of the due index to the write-set, or with `stored` false its removal."""
+        self._put_row(row, seal(row, b"") if stored else None)
+        self._due = True
+
+    def _due_changes(self) -> _DueChanges:
+        """The rows of the due index in the write-set, and whether each is stored or removed."""
+        if not self._due:
+            return []
+        return [
+            (row, record is not None) for row, record in self._writes.items() if row.startswith(DUE_REGION)
+        ]
+
     def _join(self, committer: Committer) -> None:
         """Commit point: all writes since the last one join the group that is open now."""
         if not self._writes:
@@ -261,6 +277,7 @@ class ObjectStorage:
         """Forgets the writes since the last commit point."""
         self._writes = {}
         self._write_bytes = 0
+        self._due = False
 
     def _settle(self, durable_group: int) -> None:
         """Groups up to `durable_group` are on disk: the engine knows their rows now."""

@@ -13,7 +13,7 @@ from perdure_storage import keys
 from perdure_storage.engine import Scan
 from perdure_storage.memory import MemoryEngine
 from perdure_storage.records import seal
-from perdure_worker.due import PAGE_ROWS, ROWS_MAX, DueIndex
+from perdure_worker.due import DueIndex
 
 OBJECT_ID = bytes(range(32))
 
@@ -210,7 +210,3 @@ def test_it_behaves_as_a_sorted_list_of_all_rows_would(
         assert len(index) <= rows_max
         soonest = min(map(keys.due_at_ms, pending), default=None)
         assert index.next_at_ms == soonest
-
-
-def test_the_limits_leave_room_for_a_page_beside_what_is_added() -> None:
-    assert ROWS_MAX >= 2 * PAGE_ROWS

@@ -19,6 +19,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 from itertools import islice
 
+from perdure.limits import Limits
 from perdure_storage.engine import Scan
 from perdure_storage.keys import DUE_REGION, DueRow, due_at_ms, parse_due_row, prefix_end
 
@@ -26,16 +27,13 @@ __all__ = ["DueIndex"]
 
 log = logging.getLogger("perdure.worker")
 
-PAGE_ROWS = 1_024
-"""Rows read from disk in one go: 2 ms of the loop."""
-ROWS_MAX = 4_096
-"""Rows in memory; beyond it the latest of them are forgotten, and read again when they are near."""
-
 _END = prefix_end(DUE_REGION)
 
 
 class DueIndex:
     """Rows of the due index in the order of their times; `scan` is the engine's.
+
+    `page_rows` are read from disk in one go; over `rows_max` in memory, the latest of them are forgotten.
 
     `next_at_ms` and `due` read a page from disk when those in memory are used up, and raise `StorageError`
     when the store cannot give it.
@@ -47,8 +45,8 @@ class DueIndex:
         self,
         scan: Callable[[bytes, bytes], Scan],
         *,
-        page_rows: int = PAGE_ROWS,
-        rows_max: int = ROWS_MAX,
+        page_rows: int = Limits.due_page_rows,
+        rows_max: int = Limits.due_rows_max,
     ) -> None:
         self._scan = scan
         self._page_rows = page_rows

@@ -341,11 +341,18 @@ class Host(Execution):
         """Goes on with waiting calls, after `want_turns`."""
         self.in_turns(self._run_waiting, self.clock())
 
+    def start_due(self) -> None:
+        """Starts some of what is due: alarms and the like."""
+        self.in_turns(self.timetable.start)
+        self.run_waiting()
+        self.want_flush()
+
     # --- time
 
     def tick(self) -> None:
-        """Call about every 50 ms: answers calls that waited past their deadline."""
+        """Call about every 50 ms: answers calls that waited past their deadline, looks for what is due."""
         now = self.clock()
+        self.timetable.look()
         for peer, item in self._expiry.due(now):
             self._refuse_late(peer, item[0], 0.0)
 
@@ -395,6 +402,7 @@ class Host(Execution):
     def drain(self) -> None:
         """Takes no new calls, and answers those that wait as not executed."""
         self.draining = True
+        self.timetable.stop()
         for resident in self.live.values():
             if resident.turn is None and resident.instance is not None:
                 self.save_strays(resident)
@@ -425,6 +433,7 @@ class Host(Execution):
             "uncommitted_bytes": self.committer.uncommitted_bytes,
             "commits": self.committer.durable,
             "commit_sequence": self.committer.sequence,
+            **self.timetable.stats(),
         }
 
     @property

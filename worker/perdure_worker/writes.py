@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from typing import Any
 
@@ -30,6 +31,7 @@ from perdure_storage.records import seal
 from perdure_worker.answers import Answers
 from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
+from perdure_worker.timetable import Timetable
 from perdure_worker.turn_storage import TurnStorage
 from perdure_worker.turns import CURRENT, TURN_PEER, Progress, Turn
 
@@ -38,7 +40,7 @@ __all__ = ["Writes"]
 log = logging.getLogger("perdure.worker")
 
 
-class Writes(Answers):
+class Writes(Answers, ABC):
     """The side of the host that the store sees."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
@@ -50,6 +52,10 @@ class Writes(Answers):
         self.loop = parts.loop
         self.want_flush = parts.want_flush
         self.want_turns = parts.want_turns
+        self.timetable = Timetable(
+            parts.engine.scan, parts.loop, parts.wall_clock, self.start_due, settings.limits
+        )
+        """When something is due for which object: alarms, delayed sends."""
         self.paused = False
         """Whether new turns wait because too many bytes wait for the disk."""
         self.progress: dict[int, Progress] = {}
@@ -57,6 +63,10 @@ class Writes(Answers):
         self._groups = parts.committer.groups
         self._value_bytes_max = settings.limits.value_bytes_max
         self._backend = StorageBackend(parts.engine, settings.limits, codec.encode, codec.decode)
+
+    @abstractmethod
+    def start_due(self) -> None:
+        """Calls `timetable.start`, as one that may start turns."""
 
     # --- which turn runs
 
@@ -102,8 +112,11 @@ class Writes(Answers):
     def _join_storage(self, resident: Resident, storage: ObjectStorage, stores: bool) -> None:
         if storage._dirty:
             stores = storage._stores or stores
+            due = storage._due_changes()
             storage._join(self.committer)
             group = self.committer.group
+            if due:
+                self.gate.hold(group, (self.timetable.committed, due, None, None))
             self.gate.hold(group, (_settle, storage, group, None))
         if resident.undo is not None:
             resident.named = resident.misnamed = False
