@@ -20,6 +20,7 @@ from perdure.object import namespace_of
 from perdure.plain import SCALARS
 from perdure.stub import Call, Stub, Target, make_target
 from perdure_worker.clients import Request, nested_path
+from perdure_worker.object_outbox import ObjectOutbox
 
 if TYPE_CHECKING:
     from perdure.object import Storage
@@ -71,6 +72,18 @@ class HostCell:
         entry = self._host.classes.get(namespace)
         methods: Mapping[str, Method] = entry.methods if entry is not None else {}
         return Stub(make_target(namespace, key, timeout, methods), self)
+
+    def send(self, cls: Any, key: str | ObjectId, *, delay: Any = None, at: Any = None) -> Any:
+        """See `Context.send`."""
+        namespace = namespace_of(cls)
+        entry = self._host.classes.get(namespace)
+        methods: Mapping[str, Method] = entry.methods if entry is not None else {}
+        return self._host.sends.stub(self._resident, make_target(namespace, key, None, methods), delay, at)
+
+    @property
+    def outbox(self) -> ObjectOutbox:
+        """See `Context.outbox`."""
+        return ObjectOutbox(self._host, self._resident)
 
     def abort(self, reason: str) -> NoReturn:
         """See `Context.abort`."""

@@ -16,7 +16,6 @@ from perdure.errors import StorageError
 from perdure.ids import slot_of
 from perdure.stub import Target
 from perdure_storage import keys
-from perdure_storage.records import seal
 from perdure_worker.messages import DEAD, ORDERED, Message, lane_bounds, read_message
 
 if TYPE_CHECKING:
@@ -162,8 +161,3 @@ class Delivery:
         request = [message.client, message.sequence, b"", floor]
         answer = _Answer(self, on_end)
         self._caller.call(target, message.method, args, kwargs, None, answer, None, request)
-
-
-def due_record(due_row: bytes) -> bytes:
-    """What a row of the due index holds."""
-    return seal(due_row, b"")

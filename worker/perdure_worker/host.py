@@ -293,6 +293,10 @@ class Host(Execution):
         if resident.mailbox is not None:
             self._runnable.append(resident)
 
+    def resident_of(self, key: bytes) -> Resident | None:
+        """The object of this id, if it is in memory."""
+        return self.live.get(key)
+
     def touch(self, resident: Resident) -> None:
         """The object was in use until now."""
         resident.used = self.clock()
@@ -353,6 +357,7 @@ class Host(Execution):
         """Call about every 50 ms: answers calls that waited past their deadline, looks for what is due."""
         now = self.clock()
         self.timetable.look()
+        self.sends.tick()
         for peer, item in self._expiry.due(now):
             self._refuse_late(peer, item[0], 0.0)
 
@@ -403,6 +408,7 @@ class Host(Execution):
         """Takes no new calls, and answers those that wait as not executed."""
         self.draining = True
         self.timetable.stop()
+        self.sends.stop()
         for resident in self.live.values():
             if resident.turn is None and resident.instance is not None:
                 self.save_strays(resident)
@@ -434,6 +440,7 @@ class Host(Execution):
             "commits": self.committer.durable,
             "commit_sequence": self.committer.sequence,
             **self.timetable.stats(),
+            **self.sends.stats(),
         }
 
     @property

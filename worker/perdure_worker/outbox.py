@@ -122,7 +122,7 @@ class Outbox:
         self._loaded = 0
         self._loaded_bytes = 0
         self._unread = True
-        """Whether due messages of pairs that are not known here may be on disk; at a start nothing is known."""
+        """Whether due messages of pairs that are not known here may be on disk, as at each start."""
         self._overflowed = False
         self._scanned = b""
         self._scan_at = 0.0
@@ -362,7 +362,10 @@ class Outbox:
         self._paused[pair.key] = pair
         at = self._clock() + min(pause, limits.send_pause_max_s) * (0.5 + self._random.random())
         heappush(self._retries, (at, next(self._numbers), pair))
-        if self._loaded_bytes > limits.sends_loaded_bytes_max // 2 or self._loaded > limits.sends_loaded_max // 2:
+        if (
+            self._loaded_bytes > limits.sends_loaded_bytes_max // 2
+            or self._loaded > limits.sends_loaded_max // 2
+        ):
             self._unload(pair)
 
     def tick(self) -> None:

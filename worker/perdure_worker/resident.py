@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from perdure_storage.object_storage import ObjectStorage
     from perdure_worker.mailbox import Mailbox
     from perdure_worker.registry import ObjectClass
+    from perdure_worker.sends import Plans
 
 __all__ = ["Encoded", "Resident"]
 
@@ -50,6 +51,7 @@ class Resident:
         "named",
         "retry_at",
         "saved",
+        "sends",
         "start_error",
         "storage",
         "ticket",
@@ -81,6 +83,8 @@ class Resident:
         self.misnamed = False
         """Whether it is stored under its id alone, because its first caller did not know the name."""
         self.storage: ObjectStorage | None = None
+        self.sends: Plans | None = None
+        """None until it sends something."""
         self.undo: list[Any] | None = None
         """`saved` as it was before this turn's delete_all; None when there was none."""
         self.used = 0.0

@@ -11,7 +11,6 @@ Runs in the worker's event loop; `plan` also in the thread of a `@blocking` meth
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -26,7 +25,7 @@ from perdure.errors import (
     UnknownNamespace,
 )
 from perdure.methods import Method
-from perdure.stub import Stub, Target, make_target
+from perdure.stub import Stub, Target
 from perdure_storage import keys
 from perdure_storage.records import seal, seal_number, unseal_number
 from perdure_worker.delivery import Delivery
@@ -34,11 +33,11 @@ from perdure_worker.messages import DELAYED, PLANNED, Message
 from perdure_worker.outbox import Outbox
 
 if TYPE_CHECKING:
-    from perdure.object import DurableObject
     from perdure_storage.keys import DueRow
     from perdure_storage.object_storage import ObjectStorage
-    from perdure_worker.execution import Execution
     from perdure_worker.resident import Resident
+    from perdure_worker.settings import Collaborators
+    from perdure_worker.writes import Writes
 
 __all__ = ["Plans", "Sends", "due_at_ms"]
 
@@ -51,14 +50,15 @@ _AT_MS_MAX = 253_402_300_800_000  # the year 10000, where datetime ends
 class Plans:
     """What a live object has sent: since its last commit, and how much of it is stored."""
 
-    __slots__ = ("bytes", "counted_at", "made", "number", "stored")
+    __slots__ = ("bytes", "counted_at", "made", "made_bytes", "number", "stored")
 
     def __init__(self) -> None:
         self.made: dict[bytes, Message] = {}
         """Row in the write-set -> message, since the last commit point."""
+        self.made_bytes = 0
         self.number = 0
         self.stored = 0
-        """Messages in the object's outbox, dead ones included; may be too high, then they are counted again."""
+        """Messages in the object's outbox, dead ones included; perhaps too high, then counted again."""
         self.bytes = 0
         self.counted_at = -math.inf
 
@@ -90,14 +90,15 @@ class _Sender:
 class Sends:
     """The durable sends of one worker."""
 
-    def __init__(self, host: Execution, random_source: random.Random) -> None:
+    def __init__(self, host: Writes, parts: Collaborators) -> None:
         self._host = host
+        self._classes = parts.classes
+        self._clock = parts.clock
         self._limits = host.limits
-        self._timetable = host.timetable
         self.now_ms = host.timetable.now_ms
         self.now_us = host.timetable.now_us
-        self._delivery = Delivery(host, host.caller, self._on_ended)
-        self.outbox = Outbox(self._delivery, host.limits, host.clock, random_source)
+        self._delivery = Delivery(host, parts.caller, self._on_ended)
+        self.outbox = Outbox(self._delivery, host.limits, parts.clock, parts.random_source)
         self._reserved = unseal_number(SENDS_KEY, host.engine.get(SENDS_KEY)) or 0
         self._last = self._reserved
         host.timetable.serve(keys.OUTBOX, self._on_due)
@@ -124,27 +125,37 @@ class Sends:
         a call that its target would refuse, `MessageTooLarge`, and `Overloaded` at the bounds of a turn or
         of the object's outbox.
         """
-        host = self._host
-        host.check_turn(resident)
+        self._host.check_turn(resident)
         body = self._checked(target, method, args, kwargs)
-        storage = host.storage_of(resident)
+        message = Message(
+            resident.row_prefix(), target.namespace, target.object_id, target.name, method, body
+        )
+        if at_ms:
+            message.lane, message.at_ms = DELAYED, at_ms
+        self._add(resident, message)
+
+    def _add(self, resident: Resident, message: Message) -> None:
+        storage = self._host.storage_of(resident)
         plans = resident.sends
         if plans is None:
             plans = resident.sends = Plans()
-        message = Message(resident.row_prefix(), target.namespace, target.object_id, target.name, method, body)
-        if at_ms:
-            message.lane, message.at_ms = DELAYED, at_ms
         self._check_room(resident, plans, message)
         plans.number += 1
         row = message.prefix + keys.OUTBOX + PLANNED + plans.number.to_bytes(8, "big")
-        storage._check_growth(len(row) + len(body))
-        storage._put_row(row, body)
+        storage._check_growth(len(row) + len(message.body))
+        storage._put_row(row, message.body)
         plans.made[row] = message
+        plans.made_bytes += message.size
+
+    def plan_again(self, resident: Resident, dead: Message) -> None:
+        """Adds a dead message to what the running turn writes, as a new one."""
+        message = Message(dead.prefix, dead.namespace, dead.key, dead.name, dead.method, dead.body)
+        self._add(resident, message)
 
     def _checked(self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None) -> bytes:
-        entry = self._host.classes.get(target.namespace)
+        entry = self._classes.get(target.namespace)
         if entry is None:
-            known = ", ".join(self._host.classes)
+            known = ", ".join(self._classes)
             raise UnknownNamespace(
                 f"no class of namespace {target.namespace!r:.80} is served here; there is {known}",
                 namespace=target.namespace[:80],
@@ -183,7 +194,7 @@ class Sends:
             )
         if self._has_room(plans, message):
             return
-        now = self._host.clock()
+        now = self._clock()
         if now - plans.counted_at >= limits.outbox_count_every_s:
             plans.counted_at = now
             self._count(resident, plans)
@@ -196,11 +207,10 @@ class Sends:
 
     def _has_room(self, plans: Plans, message: Message) -> bool:
         limits = self._limits
-        waiting = sum([planned.size for planned in plans.made.values()]) if plans.stored else 0
         return (
             plans.counted_at > -math.inf
             and plans.stored + len(plans.made) < limits.outbox_messages_max
-            and plans.bytes + waiting + message.size <= limits.outbox_bytes_max
+            and plans.bytes + plans.made_bytes + message.size <= limits.outbox_bytes_max
         )
 
     def _count(self, resident: Resident, plans: Plans) -> None:
@@ -215,11 +225,11 @@ class Sends:
     # --- at its commit
 
     def take(self, resident: Resident, storage: ObjectStorage) -> list[Message]:
-        """The messages of this commit, out of the write-set; a transaction that was rolled back took others."""
+        """The messages of this commit, out of the write-set; what a transaction rolled back is not in it."""
         plans = resident.sends
         if plans is None or not plans.made:
             return []
-        made, plans.made = plans.made, {}
+        made, plans.made, plans.made_bytes = plans.made, {}, 0
         writes = storage._writes
         return [message for row, message in made.items() if writes.pop(row, None) is not None]
 
@@ -246,7 +256,7 @@ class Sends:
     def forget(self, resident: Resident) -> None:
         """The turn has failed: its write-set is gone, and its messages with it."""
         if resident.sends is not None:
-            resident.sends.made = {}
+            resident.sends.made, resident.sends.made_bytes = {}, 0
 
     def leave(self, messages: list[Message], *_: Any) -> None:
         """The commit of these messages is durable: they may go.  An output of the gate."""
@@ -298,12 +308,14 @@ def due_at_ms(delay: Any, at: Any, now_us: int) -> int:
         at = at.timestamp()
     seconds = at if delay is None else delay
     if type(seconds) not in (int, float) or not math.isfinite(seconds) or seconds < 0:
-        what = "at= is an aware datetime or seconds since the epoch" if delay is None else (
-            "delay= is a timedelta or seconds, not negative"
+        what = (
+            "at= is an aware datetime or seconds since the epoch"
+            if delay is None
+            else ("delay= is a timedelta or seconds, not negative")
         )
         raise InvalidArgument(f"{what}: {seconds!r}")
     us = math.ceil(seconds * 1_000_000) + (0 if delay is None else now_us)
-    at_ms = -(-us // 1000)
+    at_ms: int = -(-us // 1000)
     if at_ms >= _AT_MS_MAX:
         raise InvalidArgument(f"a send cannot be due after the year 9999: {seconds!r}")
     return at_ms

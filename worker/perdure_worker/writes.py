@@ -30,6 +30,7 @@ from perdure_storage.object_storage import ObjectStorage, StorageBackend
 from perdure_storage.records import seal
 from perdure_worker.answers import Answers
 from perdure_worker.resident import Resident
+from perdure_worker.sends import Sends
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.timetable import Timetable
 from perdure_worker.turn_storage import TurnStorage
@@ -56,6 +57,7 @@ class Writes(Answers, ABC):
             parts.engine.scan, parts.loop, parts.wall_clock, self.start_due, settings.limits
         )
         """When something is due for which object: alarms, delayed sends."""
+        self.sends = Sends(self, parts)
         self.paused = False
         """Whether new turns wait because too many bytes wait for the disk."""
         self.progress: dict[int, Progress] = {}
@@ -67,6 +69,10 @@ class Writes(Answers, ABC):
     @abstractmethod
     def start_due(self) -> None:
         """Calls `timetable.start`, as one that may start turns."""
+
+    @abstractmethod
+    def resident_of(self, key: bytes) -> Resident | None:
+        """The object of this id, if it is in memory."""
 
     # --- which turn runs
 
@@ -111,13 +117,18 @@ class Writes(Answers, ABC):
 
     def _join_storage(self, resident: Resident, storage: ObjectStorage, stores: bool) -> None:
         if storage._dirty:
+            sends = self.sends.take(resident, storage) if resident.sends is not None else None
             stores = storage._stores or stores
+            if sends:
+                self.sends.join(resident, storage, sends)
             due = storage._due_changes()
             storage._join(self.committer)
             group = self.committer.group
             if due:
                 self.gate.hold(group, (self.timetable.committed, due, None, None))
             self.gate.hold(group, (_settle, storage, group, None))
+            if sends:
+                self.gate.hold(group, (self.sends.leave, sends, None, None))
         if resident.undo is not None:
             resident.named = resident.misnamed = False
             resident.undo = None
@@ -178,6 +189,7 @@ class Writes(Answers, ABC):
             resident.undo = None
         if resident.storage is not None:
             resident.storage._discard()
+            self.sends.forget(resident)
         if resident.instance is not None and (resident.turn is None or resident.turn[TURN_PEER] is not None):
             resident.reload_fields()
 
