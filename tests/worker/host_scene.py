@@ -121,6 +121,7 @@ class Scene:
         self.engine = MemoryEngine(disk)
         self.jobs: deque[Callable[[], None]] = deque()
         self.loop_errors: list[dict[str, Any]] = []
+        self.wall_offset_s = 1_800_000_000.0
         self._sequence = 0
         self._held: list[Any] | None = None
         self._replies: dict[bytes, list[list[Any]]] = {}
@@ -158,8 +159,14 @@ class Scene:
                 clock=self.loop.time,
                 want_flush=lambda: self._want("flush", self._flush),
                 want_turns=lambda: self._want("turns", self._run_waiting),
+                wall_clock=self.wall_time,
+                random_source=random.Random(1),
             ),
         )
+
+    def wall_time(self) -> float:
+        """The wall clock: runs with the loop's, and can be set."""
+        return self.loop.time() + self.wall_offset_s
 
     # --- the shell
 

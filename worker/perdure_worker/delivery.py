@@ -60,6 +60,17 @@ class _Answer:
         return None
 
 
+def _message_of(due_row: bytes) -> tuple[bytes, bytes]:
+    """Sender's prefix and tail of the message that a row of the due index is for; empty if it is for none."""
+    try:
+        due = keys.parse_due_row(due_row)
+    except ValueError:
+        return b"", b""  # the due index says so in the log
+    if due.kind != keys.OUTBOX:
+        return b"", b""
+    return keys.object_prefix(due.slot, due.namespace, due.object_id), due.key
+
+
 class Delivery:
     """The hands of an `Outbox`."""
 
@@ -101,19 +112,8 @@ class Delivery:
         """See `Hands.scan`."""
         start = after + b"\x00" if after else keys.DUE_REGION
         stop = keys.DUE_REGION + (self._host.timetable.now_ms() + 1).to_bytes(8, "big")
-        found = []
-        try:
-            with self._engine.scan(start, stop) as rows:
-                for row, _ in islice(rows, limit):
-                    due = keys.parse_due_row(row)
-                    prefix = tail = b""
-                    if due.kind == keys.OUTBOX:
-                        prefix = keys.object_prefix(due.slot, due.namespace, due.object_id)
-                        tail = due.key
-                    found.append((row, prefix, tail))
-        except (StorageError, ValueError) as error:
-            log.error("durable sends cannot be looked for on disk: %s", error)
-        return found
+        with self._engine.scan(start, stop) as rows:
+            return [(row, *_message_of(row)) for row, _ in islice(rows, limit)]
 
     def remove(self, message: Message, on_durable: OnDurable, pair: Pair) -> None:
         """See `Hands.remove`."""

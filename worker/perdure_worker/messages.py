@@ -15,7 +15,7 @@ from perdure import codec
 from perdure_storage import keys
 from perdure_storage.records import seal, unseal
 
-__all__ = ["DEAD", "DELAYED", "ORDERED", "PLANNED", "Message", "lane_bounds", "read_message"]
+__all__ = ["CLIENT_MARK", "DEAD", "DELAYED", "ORDERED", "PLANNED", "Message", "lane_bounds", "read_message"]
 
 ORDERED: Final = b"\x00"
 """Delivered in the order of their sequences, each pair for itself."""
@@ -23,12 +23,14 @@ DELAYED: Final = b"\x01"
 """Delivered when their time has come."""
 DEAD: Final = b"\x02"
 """Given up; kept until somebody retries or drops them."""
+CLIENT_MARK: Final = b"send"
+"""How the client of every message's request id ends: its target keeps records of these for longer."""
 PLANNED: Final = b"\xff"
 """Only in a running turn's write-set: it has no sequence before its commit."""
 
 _TARGET_BYTES: Final = 16
 _ID_BYTES: Final = keys.ID_BYTES
-_CLIENT_BYTES: Final = 16
+_CLIENT_BYTES: Final = 12
 _ELEMENTS: Final = 9
 
 
@@ -108,8 +110,8 @@ class Message:
         own for a delayed one, which may be delivered long after others that were sent later.
         """
         own = b"" if self.lane == ORDERED else self.sequence.to_bytes(8, "big")
-        digest = blake2b(b"perdure send" + self.prefix[-_ID_BYTES:] + own, digest_size=_CLIENT_BYTES)
-        return digest.digest()
+        sender = self.prefix[-_ID_BYTES:]
+        return blake2b(b"perdure send" + sender + own, digest_size=_CLIENT_BYTES).digest() + CLIENT_MARK
 
     def record(self) -> bytes:
         """What its row holds."""

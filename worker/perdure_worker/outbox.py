@@ -17,6 +17,7 @@ Disk, calls and clock are handed in (`Hands`).  Runs in the worker's event loop.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -41,11 +42,19 @@ log = logging.getLogger("perdure.worker")
 _PASSING = (ShardUnavailable, OutcomeUnknown, Overloaded, DeadlineExceeded)
 """Failures that say nothing about the message: it is tried again for as long as they last."""
 _DOUBLINGS_MAX = 20
-_SCAN_ROWS = 256
+_SCAN_ROWS = 1_024
 _SCAN_PAUSE_S = 0.25
 """Between two looks for unread messages that found no room for what they met."""
+_AFTER_ERROR_S = 5.0
+_REACHABLE_LOOK_S = 1.0
+"""Longest pause of a pair whose target's worker is known to be down: that it is back costs only a look."""
 _EVICTION_LOOKS = 16
 _TARGET_AT, _SEQUENCE_AT = 1, 17  # in the tail of a row
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether trying the same request again cannot help, though nobody knows whether it took effect."""
+    return isinstance(error, OutcomeUnknown) and error.reason is not None
 
 
 class Pair:
@@ -81,7 +90,10 @@ class Hands(Protocol):
         """A message by its row; None when it is not there (any more)."""
 
     def scan(self, after: bytes, limit: int) -> list[tuple[bytes, bytes, bytes]]:
-        """``(position, prefix, tail)`` of messages that are due, behind a position of the due index."""
+        """``(position, prefix, tail)`` of what is due behind a position of the due index, at most `limit`.
+
+        The tail is empty where that is no message.
+        """
 
     def reachable(self, message: Message) -> bool:
         """Whether the target's worker is up."""
@@ -264,7 +276,7 @@ class Outbox:
             pair.ready = True
             self._parked.setdefault(key, deque()).append(pair)
         elif not self._hands.reachable(message):
-            self._pause(pair)
+            self._pause(pair, _REACHABLE_LOOK_S)
         else:
             self._at_target[key] = at_target + 1
             self._flying += 1
@@ -286,15 +298,15 @@ class Outbox:
         self._leave_target(message.key)
         if self.stopped:
             return
-        if error is None:
+        if error is None or (isinstance(error, OutcomeUnknown) and error.reason == "answered"):
             self.delivered += 1
             self._end(pair, message, self._hands.remove)
-        elif isinstance(error, _PASSING):
+        elif isinstance(error, _PASSING) and not _is_final(error):
             self._pause(pair)
         else:
             message.attempts += 1
             message.error = f"{type(error).__name__}: {error}"[: self._limits.send_error_chars_max]
-            if message.attempts < self._limits.send_attempts_max:
+            if message.attempts < self._limits.send_attempts_max and not _is_final(error):
                 self._hands.remember(message)
                 self._pause(pair)
             else:
@@ -354,9 +366,9 @@ class Outbox:
 
     # --- time
 
-    def _pause(self, pair: Pair) -> None:
+    def _pause(self, pair: Pair, longest_s: float = math.inf) -> None:
         limits = self._limits
-        pause = limits.send_pause_first_s * 2 ** min(pair.failures, _DOUBLINGS_MAX)
+        pause = min(longest_s, limits.send_pause_first_s * 2 ** min(pair.failures, _DOUBLINGS_MAX))
         pair.failures += 1
         pair.ready = True
         self._paused[pair.key] = pair
@@ -384,19 +396,23 @@ class Outbox:
         self.pump()
 
     def _look_on_disk(self, now: float) -> None:
-        evictable = len(self._paused)
-        rows = self._hands.scan(self._scanned, _SCAN_ROWS)
+        try:
+            rows = self._hands.scan(self._scanned, _SCAN_ROWS)
+        except StorageError as error:
+            log.error("durable sends cannot be looked for on disk: %s", error)
+            self._scan_at = now + _AFTER_ERROR_S
+            return
         for position, prefix, tail in rows:
-            self.wake(prefix, tail)
             self._scanned = position
+            if tail:
+                self.wake(prefix, tail)
+        if self._overflowed:
+            self._scan_at = now + _SCAN_PAUSE_S
         if len(rows) == _SCAN_ROWS:
-            if self._overflowed and not evictable:
-                self._scan_at = now + _SCAN_PAUSE_S
             return
         # The end: if everything found room, whatever is due and on disk is known now.
         self._scanned = b""
         self._unread, self._overflowed = self._overflowed, False
-        self._scan_at = now + _SCAN_PAUSE_S
 
     def stop(self) -> None:
         """Nothing leaves any more; what is on its way may end, and is delivered again by the next start."""
@@ -404,7 +420,7 @@ class Outbox:
 
     # --- figures
 
-    def stats(self, now_ms: int) -> dict[str, int | float]:
+    def stats(self, now_ms: int) -> dict[str, int]:
         """What is known of messages on their way; `sends_unread`: more of them are on disk only."""
         oldest = min((pair.queue[0].sent_ms for pair in self._pairs.values() if pair.queue), default=now_ms)
         return {
@@ -414,5 +430,5 @@ class Outbox:
             "sends_paused": len(self._paused),
             "sends_delivered": self.delivered,
             "sends_dead": self.buried,
-            "sends_oldest_s": max(0, now_ms - oldest) / 1000,
+            "sends_oldest_ms": max(0, now_ms - oldest),
         }

@@ -286,7 +286,7 @@ class Sends:
         self._delivery.stopped = True
         self.outbox.stop()
 
-    def stats(self) -> Mapping[str, int | float]:
+    def stats(self) -> Mapping[str, int]:
         """Figures of the worker's outbox."""
         return self.outbox.stats(self.now_ms())
 
