@@ -29,7 +29,7 @@ from perdure.stub import Stub, Target
 from perdure_storage import keys
 from perdure_storage.records import seal, seal_number, unseal_number
 from perdure_worker.delivery import Delivery
-from perdure_worker.messages import DELAYED, PLANNED, Message
+from perdure_worker.messages import DELAYED, PLANNED, Message, read_message
 from perdure_worker.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class Sends:
         storage = self._host.storage_of(resident)
         for row, record in storage._merged(start, start + PLANNED, reverse=False):
             plans.stored += 1
-            plans.bytes += len(row) + len(record)
+            plans.bytes += read_message(prefix, row, record).size
 
     # --- at its commit
 
