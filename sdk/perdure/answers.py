@@ -41,7 +41,9 @@ def _read_alone(part: bytes) -> Any:
     try:
         return codec.decode(part)
     except BadMessage as error:
-        unknown = OutcomeUnknown(f"the call was answered, but its result cannot be read here: {error}")
+        unknown = OutcomeUnknown(
+            f"the call was answered, but its result cannot be read here: {error}", reason="answered"
+        )
     try:
         sequence = codec.decode(codec.split_array(part)[0])
     except (BadMessage, IndexError):

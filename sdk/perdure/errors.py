@@ -126,7 +126,18 @@ class MessageTooLarge(NotExecuted):
 
 
 class OutcomeUnknown(PerdureError):
-    """The answer was lost: the call may have taken effect. Read the state before repeating it."""
+    """The answer was lost: the call may have taken effect. Read the state before repeating it.
+
+    `reason` is None where another try of the same request may still bring the answer.  Otherwise it will
+    not: "answered" when the method has run and only its answer cannot be had, "too_old" when nobody knows
+    any more.
+    """
+
+    fact_names = ("reason",)
+
+    def __init__(self, message: str, *, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class RemoteError(PerdureError):

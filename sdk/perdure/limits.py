@@ -82,6 +82,32 @@ class Limits:
     """Single calls that the router remembers so that it can answer for a worker that dies."""
     stragglers_max: int = 64
     """Old open calls that a client lists with each message, so that workers can forget those after them."""
+    sends_per_turn_max: int = 1_000
+    """Durable sends between two commit points: each is four writes of a batch, all at once."""
+    send_bytes_max: int = 2 * MIB
+    """Largest arguments of a durable send, encoded: it is stored like a value, and deleted again."""
+    outbox_messages_max: int = 10_000
+    """Durable sends of one object that have not ended, dead ones included; beyond it `Overloaded`."""
+    outbox_bytes_max: int = 64 * MIB
+    """The same in bytes."""
+    sends_in_flight_max: int = 1_024
+    """Durable sends of one worker that are on their way: enough to keep several other workers busy."""
+    sends_per_target_max: int = 32
+    """Of these to one object: a slow one must not hold up the others, nor fill its own mailbox."""
+    send_pairs_max: int = 10_000
+    """Pairs of sender and target that an outbox keeps in memory; of others it knows that they are on disk."""
+    sends_loaded_max: int = 20_000
+    """Durable sends in one worker's memory; the rest stays on disk until there is room."""
+    sends_loaded_bytes_max: int = 64 * MIB
+    """The same in bytes."""
+    sends_per_pair_loaded_max: int = 64
+    """Of these of one pair: they go one after the other, so that more would only lie there."""
+    sends_unconfirmed_max: int = 32
+    """Ended messages of one pair whose removal is not durable yet: their target must keep its records."""
+    send_attempts_max: int = 8
+    """Deliveries that fail by the target's own doing until a durable send is dead: about half a minute."""
+    send_error_chars_max: int = 500
+    """What is kept of the error that made a durable send fail."""
     chain_depth_max: int = 32
     """Objects that wait for each other in one chain of calls: a longer one is a recursion gone wrong."""
 
@@ -98,6 +124,12 @@ class Limits:
     """An object without events for this long leaves memory for others; its next call loads it again."""
     start_backoff_max_s: float = 5.0
     """Longest pause before an object whose start failed is tried again, so that it heals by itself."""
+    send_pause_first_s: float = 0.2
+    """Pause of a pair after its first failed delivery; it doubles with each further one."""
+    send_pause_max_s: float = 15.0
+    """Longest such pause: a target that is back is found within this time."""
+    outbox_count_every_s: float = 1.0
+    """How often a full outbox is counted again before further sends of its object are refused."""
     heartbeat_interval_s: float = 0.5
     """A worker's or router's loop reports to the supervisor this often: five times until it is lost."""
     heartbeat_lost_s: float = 2.5
@@ -124,5 +156,11 @@ class Limits:
     """The same in time: batches of thousands of calls must not keep the loop from its heartbeat."""
     start_batch_turns: int = 2_048
     """Turns started in one loop tick before replies and commits are looked after."""
+    due_batch_rows: int = 64
+    """Alarms and the like that start in one loop tick: ten thousand at once hold up nobody's calls."""
+    due_page_rows: int = 1_024
+    """Rows of the due index read at once; a start reads one page, however many alarms are pending."""
+    due_rows_max: int = 4_096
+    """Rows of the due index in memory, the soonest ones; the rest stays on disk until it is near."""
     slots: int = 1_024
     """Hash buckets of ids, fixed when a data directory is created: many more than workers, few to list."""

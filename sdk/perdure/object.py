@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, overload
 
 from perdure.errors import InvalidArgument
 from perdure.ids import ObjectId
 from perdure.limits import Limits
+from perdure.outbox import Outbox
 from perdure.storage import ReadableStorage, Snapshot, Transaction
 
 __all__ = ["Context", "DurableObject", "Storage", "namespace_of"]
@@ -74,6 +76,39 @@ class Context(Protocol):
     def get(self, cls: str, key: str | ObjectId, *, timeout: float | None = None) -> Any: ...
     def get(self, cls: Any, key: str | ObjectId, *, timeout: float | None = None) -> Any:
         """A stub of another object.  Calling it is a commit point of the running turn."""
+
+    def send(
+        self,
+        cls: type | str,
+        key: str | ObjectId,
+        *,
+        delay: float | timedelta | None = None,
+        at: float | datetime | None = None,
+    ) -> Any:
+        """A stub whose calls are durable one-way messages: plain calls that return None at once.
+
+        A message belongs to the running turn like a write: it leaves when the turn is committed, never
+        when the turn raises, and takes effect at its target exactly once, whatever crashes meanwhile.
+        Messages of one object to one target arrive in the order of their commits, and none before the one
+        in front of it has ended; other targets do not wait.  A call is no commit point.
+
+        `delay` (seconds, or a timedelta, from the call on) and `at` (aware datetime, or seconds since the
+        epoch) say when it may arrive at the earliest.  Such messages go in the order of their times, and
+        messages sent later do not wait for them.
+
+        A target that is down, busy or starting is tried again without end.  When its method raises, or it
+        refuses the call, the message is tried again with growing pauses, `send_attempts_max` times in all;
+        then it is dead, which `outbox` shows, and the next message goes.  `delete_all` deletes no messages:
+        they were sent.
+
+        Each call raises `InvalidArgument`, `UnknownMethod`, `UnknownNamespace` or `MessageTooLarge` for
+        what could never be delivered, `Overloaded` when too much waits already, and `StorageError` outside
+        of a turn.
+        """
+
+    @property
+    def outbox(self) -> Outbox:
+        """The object's own durable sends that have not ended, the dead ones among them."""
 
     def abort(self, reason: str) -> NoReturn:
         """Ends this incarnation now: uncommitted writes are lost, waiting calls get the reason.

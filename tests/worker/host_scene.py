@@ -117,7 +117,7 @@ class Scene:
         slots: range = range(SLOTS),
         caller_slots: range | None = None,
         client_id: bytes = b"",
-        wall_clock: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] | None = None,
         **settings: Any,
     ) -> None:
         self.loop = loop or SteppedLoop()
@@ -127,6 +127,7 @@ class Scene:
         self.loop_errors: list[dict[str, Any]] = []
         self.client_id = client_id or next(_CLIENT_IDS).to_bytes(16, "big")
         """Of whoever calls; the client of another scene is another one, unless a test says otherwise."""
+        self.wall_offset_s = 1_800_000_000.0
         self._sequence = 0
         self._held: list[Any] | None = None
         self._replies: dict[bytes, list[list[Any]]] = {}
@@ -164,9 +165,14 @@ class Scene:
                 clock=self.loop.time,
                 want_flush=lambda: self._want("flush", self._flush),
                 want_turns=lambda: self._want("turns", self._run_waiting),
-                wall_clock=wall_clock,
+                wall_clock=wall_clock or self.wall_time,
+                random_source=random.Random(1),
             ),
         )
+
+    def wall_time(self) -> float:
+        """The wall clock: runs with the loop's, and can be set."""
+        return self.loop.time() + self.wall_offset_s
 
     # --- the shell
 

@@ -21,6 +21,7 @@ from perdure.plain import SCALARS
 from perdure.stub import Call, Stub, Target, make_target
 from perdure_worker.clients import Request, nested_path
 from perdure_worker.interleaving import Exclusive
+from perdure_worker.object_outbox import ObjectOutbox
 from perdure_worker.turns import CURRENT, TURN_CHAIN, TURN_DEADLINE, TURN_REQUEST
 
 if TYPE_CHECKING:
@@ -73,6 +74,18 @@ class HostCell:
         entry = self._host.classes.get(namespace)
         methods: Mapping[str, Method] = entry.methods if entry is not None else {}
         return Stub(make_target(namespace, key, timeout, methods), self)
+
+    def send(self, cls: Any, key: str | ObjectId, *, delay: Any = None, at: Any = None) -> Any:
+        """See `Context.send`."""
+        namespace = namespace_of(cls)
+        entry = self._host.classes.get(namespace)
+        methods: Mapping[str, Method] = entry.methods if entry is not None else {}
+        return self._host.sends.stub(self._resident, make_target(namespace, key, None, methods), delay, at)
+
+    @property
+    def outbox(self) -> ObjectOutbox:
+        """See `Context.outbox`."""
+        return ObjectOutbox(self._host, self._resident)
 
     def abort(self, reason: str) -> NoReturn:
         """See `Context.abort`."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
@@ -61,7 +61,7 @@ class TurnLimit(Exception):
     """The turn was cancelled at `turn_max_s`; what it wrote since its last commit point is discarded."""
 
 
-class Execution(Retries, ABC):
+class Execution(Retries):
     """Runs turns; `Host` decides which."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:

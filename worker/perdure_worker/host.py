@@ -318,6 +318,10 @@ class Host(Execution):
         if resident.mailbox is not None:
             self._runnable.append(resident)
 
+    def resident_of(self, key: bytes) -> Resident | None:
+        """The object of this id, if it is in memory."""
+        return self.live.get(key)
+
     def touch(self, resident: Resident) -> None:
         """The object was in use until now."""
         resident.used = self.clock()
@@ -373,13 +377,21 @@ class Host(Execution):
         """Goes on with waiting calls, after `want_turns`."""
         self.in_turns(self._run_waiting, self.clock())
 
+    def start_due(self) -> None:
+        """Starts some of what is due: alarms and the like."""
+        self.in_turns(self.timetable.start)
+        self.run_waiting()
+        self.want_flush()
+
     # --- time
 
     def tick(self) -> None:
-        """Call about every 50 ms: answers calls that waited past their deadline."""
+        """Call about every 50 ms: answers calls that waited past their deadline, looks for what is due."""
         if self._backend.open_views:
             close_abandoned(self._backend.open_views)
         now = self.clock()
+        self.timetable.look()
+        self.sends.tick()
         for peer, item in self._expiry.due(now):
             self._refuse_late(peer, item[0], 0.0)
             resident = self.live.get(item[2])
@@ -435,6 +447,8 @@ class Host(Execution):
     def drain(self) -> None:
         """Takes no new calls, and answers those that wait as not executed."""
         self.draining = True
+        self.timetable.stop()
+        self.sends.stop()
         for resident in self.live.values():
             if resident.turn is None and resident.instance is not None:
                 self.save_strays(resident)
@@ -465,6 +479,8 @@ class Host(Execution):
             "uncommitted_bytes": self.committer.uncommitted_bytes,
             "commits": self.committer.durable,
             "commit_sequence": self.committer.sequence,
+            **self.timetable.stats(),
+            **self.sends.stats(),
         }
 
     @property

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from perdure_worker.interleaving import Inside
     from perdure_worker.mailbox import Mailbox
     from perdure_worker.registry import ObjectClass
+    from perdure_worker.sends import Plans
     from perdure_worker.windows import Window
 
 __all__ = ["Encoded", "Resident"]
@@ -53,6 +54,7 @@ class Resident:
         "named",
         "retry_at",
         "saved",
+        "sends",
         "start_error",
         "storage",
         "ticket",
@@ -90,6 +92,8 @@ class Resident:
         self.misnamed = False
         """Whether it is stored under its id alone, because its first caller did not know the name."""
         self.storage: ObjectStorage | None = None
+        self.sends: Plans | None = None
+        """None until it sends something."""
         self.undo: list[Any] | None = None
         """`saved` as it was before this turn's delete_all; None when there was none."""
         self.used = 0.0

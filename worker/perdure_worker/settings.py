@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,4 +49,6 @@ class Collaborators:
     want_turns: Callable[[], None]
     """Asks the shell to call `run_waiting` in the next tick."""
     wall_clock: Callable[[], float] = time.time
-    """Seconds since the epoch; for what outlives the process."""
+    """Seconds since the epoch; people set it, and it may be set back."""
+    random_source: random.Random = field(default_factory=random.Random)
+    """Jitter of pauses."""

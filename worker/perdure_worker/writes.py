@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from typing import Any
 
@@ -30,7 +31,9 @@ from perdure_storage.records import seal
 from perdure_worker import migrations
 from perdure_worker.answers import Answers
 from perdure_worker.resident import Resident
+from perdure_worker.sends import Sends
 from perdure_worker.settings import Collaborators, HostSettings
+from perdure_worker.timetable import Timetable
 from perdure_worker.turn_storage import TurnStorage
 from perdure_worker.turns import CURRENT, TURN_PEER, Progress, Turn
 
@@ -39,7 +42,7 @@ __all__ = ["Writes"]
 log = logging.getLogger("perdure.worker")
 
 
-class Writes(Answers):
+class Writes(Answers, ABC):
     """The side of the host that the store sees."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
@@ -51,6 +54,11 @@ class Writes(Answers):
         self.loop = parts.loop
         self.want_flush = parts.want_flush
         self.want_turns = parts.want_turns
+        self.timetable = Timetable(
+            parts.engine.scan, parts.loop, parts.wall_clock, self.start_due, settings.limits
+        )
+        """When something is due for which object: alarms, delayed sends."""
+        self.sends = Sends(self, parts)
         self.paused = False
         """Whether new turns wait because too many bytes wait for the disk."""
         self.progress: dict[int, Progress] = {}
@@ -58,6 +66,14 @@ class Writes(Answers):
         self._groups = parts.committer.groups
         self._value_bytes_max = settings.limits.value_bytes_max
         self._backend = StorageBackend(parts.engine, settings.limits, codec.encode, codec.decode)
+
+    @abstractmethod
+    def start_due(self) -> None:
+        """Calls `timetable.start`, as one that may start turns."""
+
+    @abstractmethod
+    def resident_of(self, key: bytes) -> Resident | None:
+        """The object of this id, if it is in memory."""
 
     # --- which turn runs
 
@@ -105,10 +121,18 @@ class Writes(Answers):
 
     def _join_storage(self, resident: Resident, storage: ObjectStorage, stores: bool) -> None:
         if storage._dirty:
+            sends = self.sends.take(resident, storage) if resident.sends is not None else None
             stores = storage._stores or stores
+            if sends:
+                self.sends.join(resident, storage, sends)
+            due = storage._due_changes()
             storage._join(self.committer)
             group = self.committer.group
+            if due:
+                self.gate.hold(group, (self.timetable.committed, due, None, None))
             self.gate.hold(group, (_settle, storage, group, None))
+            if sends:
+                self.gate.hold(group, (self.sends.leave, sends, None, None))
         if resident.undo is not None:
             resident.named = resident.misnamed = False
             resident.version = 0
@@ -132,7 +156,7 @@ class Writes(Answers):
         resident.named, resident.misnamed = True, False
 
     def commit_point(self, resident: Resident, *turns: Turn) -> None:
-        """Commits what a turn wrote so far, the running one's or that of `turns`; raises when it cannot be."""
+        """Commits what a turn wrote so far, the running one or `turns`; raises when it cannot be stored."""
         if resident.doomed is not None:
             raise resident.doomed
         migrations.check_commit_point(resident)
@@ -176,6 +200,7 @@ class Writes(Answers):
             resident.undo = None
         if resident.storage is not None:
             resident.storage._discard()
+            self.sends.forget(resident)
         turn = resident.turn
         if resident.instance is not None and (
             turn is None or turn is resident.inside or turn[TURN_PEER] is not None
