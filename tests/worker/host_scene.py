@@ -37,6 +37,9 @@ CLIENT = b"client"
 SLOTS = 16
 EPOCH = 7
 REAL_DEADLINE_S = 20.0
+LOOP_START_S = 1_000.0
+WALL_S = 1_700_000_000.0
+"""The wall clock at the start of a scene."""
 
 
 class _ImpatientSelector(selectors.SelectSelector):
@@ -52,7 +55,7 @@ class SteppedLoop(asyncio.SelectorEventLoop):
     """asyncio's loop with a clock that only tests move."""
 
     def __init__(self) -> None:
-        self.now = 1_000.0
+        self.now = LOOP_START_S
         self.selector = _ImpatientSelector()
         super().__init__(self.selector)
 
@@ -119,6 +122,8 @@ class Scene:
         self.loop = loop or SteppedLoop()
         self.limits = limits or Limits()
         self.engine = MemoryEngine(disk)
+        self.wall_step_s = 0.0
+        """By how much somebody has set the wall clock."""
         self.jobs: deque[Callable[[], None]] = deque()
         self.loop_errors: list[dict[str, Any]] = []
         self._sequence = 0
@@ -158,6 +163,8 @@ class Scene:
                 clock=self.loop.time,
                 want_flush=lambda: self._want("flush", self._flush),
                 want_turns=lambda: self._want("turns", self._run_waiting),
+                wall_clock=self.wall_clock,
+                randomness=random.Random(len(self.engine.disk)),
             ),
         )
 
@@ -201,6 +208,10 @@ class Scene:
         self._flush()
 
     # --- time
+
+    def wall_clock(self) -> float:
+        """Seconds since the epoch; goes with the loop's clock, but for steps."""
+        return WALL_S + self.loop.time() - LOOP_START_S + self.wall_step_s
 
     def do(self, run: Callable[..., Any], *args: Any) -> Any:
         """Runs a function in the loop, lets everything come to rest, and gives its result or exception."""

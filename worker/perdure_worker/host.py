@@ -30,12 +30,15 @@ from perdure.errors import (
 )
 from perdure.ids import id_from_name, is_id_of, slot_of
 from perdure.methods import Method
+from perdure_worker.alarms import Alarms
 from perdure_worker.clients import Client, Clients, Request, read_context
 from perdure_worker.execution import Execution
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
 from perdure_worker.peers import Peer
+from perdure_worker.registry import ObjectClass
 from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
+from perdure_worker.system_turns import SystemTurn
 from perdure_worker.worker_methods import call_worker
 
 __all__ = ["Host"]
@@ -73,6 +76,7 @@ class Host(Execution):
         self._runnable: deque[Resident] = deque()
         self._expiry = ExpiryWheel(parts.clock())
         self._unknown_fields: set[tuple[str, str]] = set()
+        self.alarms = Alarms(self, parts.randomness.random)
 
     # --- calls come in
 
@@ -207,6 +211,9 @@ class Host(Execution):
             raise self._stopping()
         if chain:
             _labels(chain)
+        return self._wake(cls, key, name, chain)
+
+    def _wake(self, cls: ObjectClass, key: bytes, name: str | None, chain: Any) -> Resident:
         if len(self.live) >= self.live_objects_max:
             self._evict_least_recently_used()
         resident = self.live[key] = Resident(cls, key, name)
@@ -257,7 +264,7 @@ class Host(Execution):
         if type(item) is list and item and type(item[0]) is int:
             self.refuse(peer, item[0], InvalidArgument("this is no call; docs/PROTOCOL.md says what one is"))
 
-    def _refuse_late(self, peer: Peer, sequence: int, late_s: float) -> None:
+    def _refuse_late(self, peer: Peer | SystemTurn, sequence: int, late_s: float) -> None:
         self.refuse(
             peer,
             sequence,
@@ -269,24 +276,40 @@ class Host(Execution):
     def _wait(self, resident: Resident, waiting: Waiting) -> None:
         item = waiting.item
         assert item is not None
-        if resident.instance is None and resident.turn is None:
-            # Its start failed, or it aborted itself.
-            if resident.start_error is None or waiting.arrived > resident.retry_at:
-                self.begin_start(resident, item[8])
-            if resident.start_error is not None:
-                self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
-                return
-        mailbox = resident.mailbox
+        mailbox = self._mailbox_for(resident, waiting, item)
         if mailbox is None:
-            mailbox = resident.mailbox = Mailbox()
-            if resident.turn is None:
-                self._runnable.append(resident)
+            return
         try:
             mailbox.push(waiting, self.limits)
         except PerdureError as error:
             self.refuse(waiting.peer, item[0], error)
         else:
             self._expiry.add(mailbox, waiting)
+
+    def _mailbox_for(self, resident: Resident, waiting: Waiting, item: list[Any]) -> Mailbox | None:
+        """Where it waits; None when it has failed, because its object cannot start."""
+        if resident.instance is None and resident.turn is None:
+            # Its start failed, or it aborted itself.
+            if resident.start_error is None or waiting.arrived > resident.retry_at:
+                self.begin_start(resident, item[8])
+            if resident.start_error is not None:
+                self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
+                return None
+        mailbox = resident.mailbox
+        if mailbox is None:
+            mailbox = resident.mailbox = Mailbox()
+            if resident.turn is None:
+                self._runnable.append(resident)
+        return mailbox
+
+    def enqueue(self, namespace: str, key: bytes, work: SystemTurn) -> None:
+        """Work of the host waits behind the object's calls, beyond the mailbox's bounds.  Within `in_turns`."""
+        resident = self.live.get(key) or self._wake(self.classes[namespace], key, None, None)
+        now = self.clock()
+        waiting = Waiting(work, [0, namespace, key, None, work.title, [], None, 0, None], now, now, 0)
+        mailbox = self._mailbox_for(resident, waiting, waiting.item or [])
+        if mailbox is not None:
+            mailbox.append(waiting)
 
     def on_idle(self, resident: Resident) -> None:
         """The object's turn has ended; its next waiting call starts soon."""
@@ -321,6 +344,11 @@ class Host(Execution):
             if waiting is None or waiting.item is None:
                 continue
             budget -= 1
+            if isinstance(waiting.peer, SystemTurn):
+                resident.used = now
+                self.live.move_to_end(resident.key)
+                self.run_handler(resident, waiting.peer)
+                continue
             self._expiry.remove(waiting)
             sequence, _, _, _, method_name, args, kwargs, _, chain = waiting.item
             method = resident.cls.methods[method_name]

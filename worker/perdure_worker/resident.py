@@ -18,9 +18,9 @@ from perdure_storage.engine import Engine
 
 if TYPE_CHECKING:
     from perdure.fields import DurableField
-    from perdure_storage.object_storage import ObjectStorage
     from perdure_worker.mailbox import Mailbox
     from perdure_worker.registry import ObjectClass
+    from perdure_worker.turn_storage import TurnStorage
 
 __all__ = ["Encoded", "Resident"]
 
@@ -80,7 +80,7 @@ class Resident:
         """Whether the object's own record (its name) is stored."""
         self.misnamed = False
         """Whether it is stored under its id alone, because its first caller did not know the name."""
-        self.storage: ObjectStorage | None = None
+        self.storage: TurnStorage | None = None
         self.undo: list[Any] | None = None
         """`saved` as it was before this turn's delete_all; None when there was none."""
         self.used = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,3 +50,4 @@ class Collaborators:
     """Asks the shell to call `run_waiting` in the next tick."""
     wall_clock: Callable[[], float] = time.time
     """Seconds since the epoch; people set it, and it may be set back."""
+    randomness: random.Random = field(default_factory=random.SystemRandom)
