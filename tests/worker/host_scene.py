@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import selectors
 import time
@@ -34,6 +35,7 @@ from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
 
 CLIENT = b"client"
+_CLIENT_IDS = itertools.count(1)
 SLOTS = 16
 EPOCH = 7
 REAL_DEADLINE_S = 20.0
@@ -117,6 +119,8 @@ class Scene:
         limits: Limits | None = None,
         slots: range = range(SLOTS),
         caller_slots: range | None = None,
+        client_id: bytes = b"",
+        wall_clock: Callable[[], float] | None = None,
         **settings: Any,
     ) -> None:
         self.loop = loop or SteppedLoop()
@@ -126,6 +130,8 @@ class Scene:
         """By how much somebody has set the wall clock."""
         self.jobs: deque[Callable[[], None]] = deque()
         self.loop_errors: list[dict[str, Any]] = []
+        self.client_id = client_id or next(_CLIENT_IDS).to_bytes(16, "big")
+        """Of whoever calls; the client of another scene is another one, unless a test says otherwise."""
         self._sequence = 0
         self._held: list[Any] | None = None
         self._replies: dict[bytes, list[list[Any]]] = {}
@@ -163,7 +169,7 @@ class Scene:
                 clock=self.loop.time,
                 want_flush=lambda: self._want("flush", self._flush),
                 want_turns=lambda: self._want("turns", self._run_waiting),
-                wall_clock=self.wall_clock,
+                wall_clock=wall_clock or self.wall_clock,
                 randomness=random.Random(len(self.engine.disk)),
             ),
         )
@@ -320,9 +326,9 @@ class Scene:
     def peer(self, identity: bytes, *, raw: bool = False) -> Peer:
         return self.peers.get(identity, raw=raw)
 
-    def send(self, *items: Any, peer: Peer | None = None, stamp_ms: int = 0) -> None:
+    def send(self, *items: Any, peer: Peer | None = None, stamp_ms: int = 0, head: Any = None) -> None:
         """One message with these calls, whatever they are."""
-        self.send_body(codec.encode([b"x" * 16, *items]), peer=peer, stamp_ms=stamp_ms)
+        self.send_body(codec.encode([head or self.client_id, *items]), peer=peer, stamp_ms=stamp_ms)
 
     def send_body(self, body: bytes, *, peer: Peer | None = None, stamp_ms: int = 0) -> None:
         self.do(self.host.on_calls, peer or self.client, body, stamp_ms)

@@ -216,6 +216,18 @@ def stored(scene: Scene, cls: Any, name: str) -> dict[str, AlarmRow]:
     return {name: AlarmRow(*values) for name, values in rows.items() if name}
 
 
+def left_of(scene: Scene, cls: Any, name: str) -> list[bytes]:
+    """Keys on disk that hold something of the object, but for replies that are kept for retries."""
+    rows = [key for key, _ in scene.disk.between(keys.OBJECTS_REGION, b"\xff")]
+    mine = [key for key in rows if key_of(cls, name) in key or key.endswith(name.encode())]
+    is_object_row = keys.OBJECTS_REGION
+    return [
+        key
+        for key in mine
+        if not key.startswith(is_object_row) or keys.parse_object_row(key).kind != keys.REPLY
+    ]
+
+
 # --- 55: setting
 
 
@@ -261,7 +273,7 @@ def test_deleting_everything_deletes_alarms_and_what_was_due_for_them(scene: Sce
     scene.call(Bell, "b", "set", 5)
     scene.call(Bell, "b", "set", 7, "tea")
     scene.call(Bell, "b", "delete_everything")
-    assert [key for key, _ in scene.disk.between(keys.OBJECTS_REGION, b"\xff")] == []
+    assert left_of(scene, Bell, "b") == []
     run(scene, 10)
     assert scene.call(Bell, "b", "history") == []
 
@@ -369,7 +381,7 @@ def test_deleting_everything_inside_the_handler_leaves_nothing(scene: Scene) -> 
     scene.call(Bell, "b", "set", 1)
     scene.call(Bell, "b", "set", 100, "tea")
     run(scene, 2)
-    assert [key for key, _ in scene.disk.between(keys.OBJECTS_REGION, b"\xff")] == []
+    assert left_of(scene, Bell, "b") == []
 
 
 def test_a_commit_halfway_through_the_handler_deletes_and_sets_nothing_of_its_alarm(

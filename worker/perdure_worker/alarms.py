@@ -24,7 +24,7 @@ from perdure_worker.resident import Resident
 from perdure_worker.system_turns import Body, SystemTurn
 
 if TYPE_CHECKING:
-    from perdure_worker.host import Host
+    from perdure_worker.system_work import SystemWork
 
 __all__ = ["Alarms"]
 
@@ -47,7 +47,7 @@ class _Line:
 class Alarms:
     """All due alarms of a worker."""
 
-    def __init__(self, host: Host, random: Callable[[], float]) -> None:
+    def __init__(self, host: SystemWork, random: Callable[[], float]) -> None:
         self.host = host
         self._limits = host.limits
         self._random = random

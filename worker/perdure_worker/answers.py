@@ -48,7 +48,11 @@ class Answers:
         if isinstance(peer, SystemTurn):
             peer.dropped()
             return
-        self.reply(peer, sequence, self._pack([sequence, protocol.STATUS_ERROR, to_wire(error)]))
+        self.reply(peer, sequence, self.error_reply(sequence, error))
+
+    def error_reply(self, sequence: int, error: PerdureError) -> bytes:
+        """What `refuse` sends."""
+        return self._pack([sequence, protocol.STATUS_ERROR, to_wire(error)])
 
     def reply_failure(
         self, resident: Resident, peer: Peer | SystemTurn, sequence: int, error: BaseException

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from itertools import islice
 from typing import Any
 
@@ -30,15 +30,15 @@ from perdure.errors import (
 )
 from perdure.ids import id_from_name, is_id_of, slot_of
 from perdure.methods import Method
-from perdure_worker.alarms import Alarms
 from perdure_worker.clients import Client, Clients, Request, read_context
-from perdure_worker.execution import Execution
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
 from perdure_worker.peers import Peer
 from perdure_worker.registry import ObjectClass
 from perdure_worker.resident import Resident
+from perdure_worker.retries import named_request
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.system_turns import SystemTurn
+from perdure_worker.system_work import SystemWork
 from perdure_worker.worker_methods import call_worker
 
 __all__ = ["Host"]
@@ -57,18 +57,13 @@ _EVICTION_LOOKS_MAX = 32
 """Least recently used objects that are looked at to make room for a new one."""
 
 
-class Host(Execution):
+class Host(SystemWork):
     """All objects of one worker."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
         super().__init__(settings, parts)
-        self.slots = settings.slots
         self.idle_evict_s = settings.idle_evict_s
         self.live_objects_max = settings.live_objects_max
-        self.live: OrderedDict[bytes, Resident] = OrderedDict()
-        """By id, the least recently used first."""
-        self.draining = False
-        """Whether the worker stops: only calls that running turns wait for are still taken."""
         self.malformed = 0
         self._timeout_s = settings.limits.call_timeout_s
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
@@ -76,7 +71,6 @@ class Host(Execution):
         self._runnable: deque[Resident] = deque()
         self._expiry = ExpiryWheel(parts.clock())
         self._unknown_fields: set[tuple[str, str]] = set()
-        self.alarms = Alarms(self, parts.randomness.random)
 
     # --- calls come in
 
@@ -92,6 +86,8 @@ class Host(Execution):
             client, overtaken = self._clients.on_batch(items[0])
         except TypeError as error:
             raise InvalidArgument(f"a batch begins with its client: {error}") from None
+        if overtaken:
+            items = self.refuse_ended(peer, client, items)
         now = self.clock()
         sent = stamp_ms / 1000
         base = sent if 0 < sent <= now else now
@@ -115,12 +111,9 @@ class Host(Execution):
         sequence, namespace, key, name, method_name, args, kwargs, timeout_ms, chain = item
         if type(sequence) is not int or type(args) is not list or (kwargs and type(kwargs) is not dict):
             raise TypeError("a call's sequence is an int, its arguments are a list and a map")
-        request: Request | None = None
+        request: Request = (client.id, sequence, b"", client.low)
         if chain is not None:
-            chain, request = read_context(chain)
-            item[_CONTEXT] = chain
-        if request is None:
-            request = client.id, sequence, b"", client.low
+            chain, request = self._read_context(chain, request, item)
         resident = self.live.get(key)
         if resident is None or (name is not None and name != resident.name):
             try:
@@ -130,6 +123,13 @@ class Host(Execution):
                 resident = self._admit(namespace, key, name, method_name, chain)
             except PerdureError as error:
                 self.refuse(peer, sequence, error)
+                return
+        window = resident.window
+        if window is not None and window.client is request[0] and sequence > window.highest:
+            window.highest = sequence  # the client's latest call here, so it cannot have been here before
+        else:
+            own = client if client.id is request[0] else None
+            if self.is_known(resident, peer, sequence, request, own):
                 return
         method = resident.cls.methods.get(method_name)
         if method is None or resident.cls.namespace != namespace or chain or self.draining:
@@ -157,6 +157,16 @@ class Host(Execution):
             if size is None:
                 size = len(codec.encode(item))
             self._wait(resident, Waiting(peer, item, deadline, now, size, request))
+
+    def _read_context(self, context: Any, request: Request, item: list[Any]) -> tuple[Any, Request]:
+        """The chain, which takes the context's place in the item, and the request id."""
+        chain, of_another = read_context(context)
+        item[_CONTEXT] = chain
+        if of_another is None:
+            return chain, request
+        if not of_another[2]:  # no turn's call: it has an id that its caller has chosen
+            return chain, named_request(of_another, *item[4:7])
+        return chain, of_another
 
     def _refusal(
         self, resident: Resident, namespace: Any, method_name: Any, method: Method | None, chain: Any
@@ -302,15 +312,6 @@ class Host(Execution):
                 self._runnable.append(resident)
         return mailbox
 
-    def enqueue(self, namespace: str, key: bytes, work: SystemTurn) -> None:
-        """Work of the host waits behind the object's calls, beyond the mailbox's bounds.  Within `in_turns`."""
-        resident = self.live.get(key) or self._wake(self.classes[namespace], key, None, None)
-        now = self.clock()
-        waiting = Waiting(work, [0, namespace, key, None, work.title, [], None, 0, None], now, now, 0)
-        mailbox = self._mailbox_for(resident, waiting, waiting.item or [])
-        if mailbox is not None:
-            mailbox.append(waiting)
-
     def on_idle(self, resident: Resident) -> None:
         """The object's turn has ended; its next waiting call starts soon."""
         if resident.mailbox is not None:
@@ -354,8 +355,11 @@ class Host(Execution):
             method = resident.cls.methods[method_name]
             resident.used = now
             self.live.move_to_end(resident.key)
-            if now < waiting.deadline:
-                request, deadline = waiting.request, waiting.deadline
+            request = waiting.request
+            if request is not None and self.is_known_now(resident, waiting.peer, sequence, request):
+                self.on_idle(resident)
+            elif now < waiting.deadline:
+                deadline = waiting.deadline
                 self.run_turn(
                     resident, waiting.peer, sequence, method, args, kwargs, deadline, chain, request
                 )
@@ -369,12 +373,6 @@ class Host(Execution):
         """Goes on with waiting calls, after `want_turns`."""
         self.in_turns(self._run_waiting, self.clock())
 
-    def start_due(self) -> None:
-        """Starts some of what is due: alarms and the like."""
-        self.in_turns(self.timetable.start)
-        self.run_waiting()
-        self.want_flush()
-
     # --- time
 
     def tick(self) -> None:
@@ -383,6 +381,7 @@ class Host(Execution):
         self.timetable.look()
         for peer, item in self._expiry.due(now):
             self._refuse_late(peer, item[0], 0.0)
+        self.windows.forget_unused(now)
 
     def evict_idle(self) -> int:
         """Drops objects without events for `idle_evict_s`, a bounded number at a time; how many went."""
@@ -422,6 +421,7 @@ class Host(Execution):
             or (resident.instance is not None and self.save_strays(resident))
         ):
             return False
+        self.windows.leave(resident)
         del self.live[resident.key]
         return True
 

@@ -66,7 +66,7 @@ class Writes(Answers, ABC):
         self.paused = False
         """Whether new turns wait because too many bytes wait for the disk."""
         self.progress: dict[int, Progress] = {}
-        """By identity of the turn; only of those that have had a commit point before their end."""
+        """By identity of the turn, until it ends."""
         self._groups = parts.committer.groups
         self._value_bytes_max = settings.limits.value_bytes_max
         self._backend = StorageBackend(parts.engine, settings.limits, codec.encode, codec.decode)
