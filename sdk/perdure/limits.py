@@ -89,7 +89,7 @@ class Limits:
     outbox_messages_max: int = 10_000
     """Durable sends of one object that have not ended, dead ones included; beyond it `Overloaded`."""
     outbox_bytes_max: int = 64 * MIB
-    """The same in bytes."""
+    """The same in bytes of encoded messages: they are kept until each one has arrived."""
     sends_in_flight_max: int = 1_024
     """Durable sends of one worker that are on their way: enough to keep several other workers busy."""
     sends_per_target_max: int = 32
@@ -99,7 +99,7 @@ class Limits:
     sends_loaded_max: int = 20_000
     """Durable sends in one worker's memory; the rest stays on disk until there is room."""
     sends_loaded_bytes_max: int = 64 * MIB
-    """The same in bytes."""
+    """The same in bytes of encoded messages: they are kept until each one has arrived."""
     sends_per_pair_loaded_max: int = 64
     """Of these of one pair: they go one after the other, so that more would only lie there."""
     sends_unconfirmed_max: int = 32
@@ -156,6 +156,18 @@ class Limits:
     """The same in time: batches of thousands of calls must not keep the loop from its heartbeat."""
     start_batch_turns: int = 2_048
     """Turns started in one loop tick before replies and commits are looked after."""
+    alarms_max: int = 10_000
+    """Alarms of one object, dead ones included: `list_alarms` gives all of them in one turn."""
+    alarms_running_max: int = 4_096
+    """Objects of one worker with an alarm that runs or waits for its turn; others' stay on disk meanwhile."""
+    alarms_waiting_max: int = 16_384
+    """Due alarms that wait behind another one of their object; beyond it all alarms of the worker wait."""
+    alarm_retries_max: int = 6
+    """Retries of an alarm whose handler fails, over two minutes; then only people or code can help."""
+    alarm_retry_s: float = 2.0
+    """Pause before the first retry, doubled with each further one, plus up to a quarter at random."""
+    alarm_error_chars: int = 500
+    """Text that is kept of the error of an alarm's last run, to show why it is retried or dead."""
     due_batch_rows: int = 64
     """Alarms and the like that start in one loop tick: ten thousand at once hold up nobody's calls."""
     due_page_rows: int = 1_024

@@ -39,6 +39,9 @@ _CLIENT_IDS = itertools.count(1)
 SLOTS = 16
 EPOCH = 7
 REAL_DEADLINE_S = 20.0
+LOOP_START_S = 1_000.0
+WALL_S = 1_700_000_000.0
+"""The wall clock at the start of a scene."""
 
 
 class _ImpatientSelector(selectors.SelectSelector):
@@ -54,7 +57,7 @@ class SteppedLoop(asyncio.SelectorEventLoop):
     """asyncio's loop with a clock that only tests move."""
 
     def __init__(self) -> None:
-        self.now = 1_000.0
+        self.now = LOOP_START_S
         self.selector = _ImpatientSelector()
         super().__init__(self.selector)
 
@@ -123,11 +126,12 @@ class Scene:
         self.loop = loop or SteppedLoop()
         self.limits = limits or Limits()
         self.engine = MemoryEngine(disk)
+        self.wall_step_s = 0.0
+        """By how much somebody has set the wall clock."""
         self.jobs: deque[Callable[[], None]] = deque()
         self.loop_errors: list[dict[str, Any]] = []
         self.client_id = client_id or next(_CLIENT_IDS).to_bytes(16, "big")
         """Of whoever calls; the client of another scene is another one, unless a test says otherwise."""
-        self.wall_offset_s = 1_800_000_000.0
         self._sequence = 0
         self._held: list[Any] | None = None
         self._replies: dict[bytes, list[list[Any]]] = {}
@@ -165,14 +169,10 @@ class Scene:
                 clock=self.loop.time,
                 want_flush=lambda: self._want("flush", self._flush),
                 want_turns=lambda: self._want("turns", self._run_waiting),
-                wall_clock=wall_clock or self.wall_time,
-                random_source=random.Random(1),
+                wall_clock=wall_clock or self.wall_clock,
+                random_source=random.Random(len(self.engine.disk)),
             ),
         )
-
-    def wall_time(self) -> float:
-        """The wall clock: runs with the loop's, and can be set."""
-        return self.loop.time() + self.wall_offset_s
 
     # --- the shell
 
@@ -214,6 +214,10 @@ class Scene:
         self._flush()
 
     # --- time
+
+    def wall_clock(self) -> float:
+        """Seconds since the epoch; goes with the loop's clock, but for steps."""
+        return WALL_S + self.loop.time() - LOOP_START_S + self.wall_step_s
 
     def do(self, run: Callable[..., Any], *args: Any) -> Any:
         """Runs a function in the loop, lets everything come to rest, and gives its result or exception."""

@@ -33,6 +33,7 @@ from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
 from perdure_worker.retries import Retries
 from perdure_worker.settings import Collaborators, HostSettings
+from perdure_worker.system_turns import SystemTurn
 from perdure_worker.threads import BlockingThreads
 from perdure_worker.turns import (
     CURRENT,
@@ -197,7 +198,7 @@ class Execution(Retries):
     ) -> None:
         task = self._replace_spare()
         task.turn = (resident, turn, self.loop.call_later(self.limits.turn_max_s, self._cut, task))
-        if turn[TURN_REQUEST] is not None:
+        if turn[TURN_METHOD] is not None:
             self.windows.suspended(resident, turn, turn[TURN_REQUEST])
         task.adopt(coroutine, context, yielded, self._on_task_done)
         if resident.inside is not None:
@@ -208,10 +209,7 @@ class Execution(Retries):
         resident, turn, _ = task.turn
         log.warning(
             "a turn reached its limit and is cancelled",
-            extra={
-                "object": resident.label,
-                "method": turn[TURN_METHOD].name if turn[TURN_METHOD] else "on_start",
-            },
+            extra={"object": resident.label, "method": _title(turn)},
         )
         limit = TurnLimit(f"the turn ran longer than {self.limits.turn_max_s:g} s and was cancelled")
         if resident.inside is not None:
@@ -224,7 +222,7 @@ class Execution(Retries):
     def _on_task_done(self, task: TurnTask, result: Any, failure: BaseException | None) -> None:
         resident, turn, timer = task.turn
         timer.cancel()
-        if turn[TURN_REQUEST] is not None:
+        if turn[TURN_METHOD] is not None:
             self.windows.ended(resident, turn[TURN_REQUEST])
         self.touch(resident)
         if failure is None:
@@ -288,8 +286,45 @@ class Execution(Retries):
     def _finish_other(self, resident: Resident, turn: Turn) -> None:
         if resident.doomed is not None:
             self._fail(resident, turn, resident.doomed)
-        else:
+        elif turn[TURN_PEER] is None:
             self._started(resident, turn)
+        else:
+            self._finish_handler(resident, turn)
+
+    # --- a turn of the host's own
+
+    def run_handler(self, resident: Resident, work: SystemTurn) -> None:
+        """As `run_turn`, for work that no caller waits for; `work` is told how it ends."""
+        try:
+            body = work.begin(resident)
+        except PerdureError as error:  # its rows are damaged
+            log.error("a handler cannot run", extra={"object": resident.label, "error": str(error)})
+            body = None
+        if body is None:
+            self.on_idle(resident)
+            work.dropped()
+            return
+        function, args, blocking = body
+        deadline = self.clock() + self.limits.turn_max_s
+        resident.turn = turn = (work, 0, None, deadline, None, work.request)
+        self.turns += 1
+        run = partial(self._threads.run, function) if blocking else function
+        self._step(resident, turn, run, (resident.instance, *args), None)
+
+    def _finish_handler(self, resident: Resident, turn: Turn) -> None:
+        work: SystemTurn = turn[TURN_PEER]
+        try:
+            work.commit(resident)
+            changes = self._changes(resident)
+        except BaseException as error:  # of user-defined values too: the turn fails, nothing is written
+            self._fail(resident, turn, error)
+            return
+        if changes is not None:
+            self._join(resident, changes)
+        self.progress.pop(id(turn), None)
+        resident.turn = None
+        self.on_idle(resident)
+        work.ended(resident)
 
     def _too_large(self, size: int) -> None:
         raise MessageTooLarge(
@@ -408,3 +443,10 @@ class Execution(Retries):
     def close(self) -> None:
         """Lets go of the threads of `@blocking` methods."""
         self._threads.close()
+
+
+def _title(turn: Turn) -> str:
+    """What runs, for logs."""
+    if turn[TURN_METHOD] is not None:
+        return str(turn[TURN_METHOD].name)
+    return "on_start" if turn[TURN_PEER] is None else str(turn[TURN_PEER].title)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from itertools import islice
 from typing import Any
 
@@ -32,13 +32,15 @@ from perdure.ids import id_from_name, is_id_of, slot_of
 from perdure.methods import Method
 from perdure_storage.snapshot import close_abandoned
 from perdure_worker.clients import Client, Clients, Request, read_context
-from perdure_worker.execution import Execution
 from perdure_worker.interleaving import can_start, goes_first, joins_its_caller
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
 from perdure_worker.peers import Peer
+from perdure_worker.registry import ObjectClass
 from perdure_worker.resident import Resident
 from perdure_worker.retries import named_request
 from perdure_worker.settings import Collaborators, HostSettings
+from perdure_worker.system_turns import SystemTurn
+from perdure_worker.system_work import SystemWork
 from perdure_worker.worker_methods import call_worker
 
 __all__ = ["Host"]
@@ -57,18 +59,13 @@ _EVICTION_LOOKS_MAX = 32
 """Least recently used objects that are looked at to make room for a new one."""
 
 
-class Host(Execution):
+class Host(SystemWork):
     """All objects of one worker."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
         super().__init__(settings, parts)
-        self.slots = settings.slots
         self.idle_evict_s = settings.idle_evict_s
         self.live_objects_max = settings.live_objects_max
-        self.live: OrderedDict[bytes, Resident] = OrderedDict()
-        """By id, the least recently used first."""
-        self.draining = False
-        """Whether the worker stops: only calls that running turns wait for are still taken."""
         self.malformed = 0
         self._timeout_s = settings.limits.call_timeout_s
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
@@ -230,6 +227,9 @@ class Host(Execution):
             raise self._stopping()
         if chain:
             _labels(chain)
+        return self._wake(cls, key, name, chain)
+
+    def _wake(self, cls: ObjectClass, key: bytes, name: str | None, chain: Any) -> Resident:
         if len(self.live) >= self.live_objects_max:
             self._evict_least_recently_used()
         resident = self.live[key] = Resident(cls, key, name)
@@ -280,7 +280,7 @@ class Host(Execution):
         if type(item) is list and item and type(item[0]) is int:
             self.refuse(peer, item[0], InvalidArgument("this is no call; docs/PROTOCOL.md says what one is"))
 
-    def _refuse_late(self, peer: Peer, sequence: int, late_s: float) -> None:
+    def _refuse_late(self, peer: Peer | SystemTurn, sequence: int, late_s: float) -> None:
         self.refuse(
             peer,
             sequence,
@@ -292,18 +292,9 @@ class Host(Execution):
     def _wait(self, resident: Resident, waiting: Waiting) -> None:
         item = waiting.item
         assert item is not None
-        if resident.instance is None and resident.turn is None:
-            # Its start failed, or it aborted itself.
-            if resident.start_error is None or waiting.arrived > resident.retry_at:
-                self.begin_start(resident, item[8])
-            if resident.start_error is not None:
-                self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
-                return
-        mailbox = resident.mailbox
+        mailbox = self._mailbox_for(resident, waiting, item)
         if mailbox is None:
-            mailbox = resident.mailbox = Mailbox()
-            if resident.turn is None:
-                self._runnable.append(resident)
+            return
         try:
             mailbox.push(waiting, self.limits, first=goes_first(resident, item[4], item[8]))
         except PerdureError as error:
@@ -312,6 +303,22 @@ class Host(Execution):
             self._expiry.add(mailbox, waiting)
             if resident.inside is not None:
                 self._runnable.append(resident)
+
+    def _mailbox_for(self, resident: Resident, waiting: Waiting, item: list[Any]) -> Mailbox | None:
+        """Where it waits; None when it has failed, because its object cannot start."""
+        if resident.instance is None and resident.turn is None:
+            # Its start failed, or it aborted itself.
+            if resident.start_error is None or waiting.arrived > resident.retry_at:
+                self.begin_start(resident, item[8])
+            if resident.start_error is not None:
+                self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
+                return None
+        mailbox = resident.mailbox
+        if mailbox is None:
+            mailbox = resident.mailbox = Mailbox()
+            if resident.turn is None:
+                self._runnable.append(resident)
+        return mailbox
 
     def on_idle(self, resident: Resident) -> None:
         """The object's turn has ended; its next waiting call starts soon."""
@@ -352,6 +359,11 @@ class Host(Execution):
             if waiting is None or waiting.item is None:
                 continue
             budget -= 1
+            if isinstance(waiting.peer, SystemTurn):
+                resident.used = now
+                self.live.move_to_end(resident.key)
+                self.run_handler(resident, waiting.peer)
+                continue
             self._expiry.remove(waiting)
             sequence, _, _, _, method_name, args, kwargs, _, chain = waiting.item
             method = resident.cls.methods[method_name]
@@ -376,12 +388,6 @@ class Host(Execution):
     def run_waiting(self) -> None:
         """Goes on with waiting calls, after `want_turns`."""
         self.in_turns(self._run_waiting, self.clock())
-
-    def start_due(self) -> None:
-        """Starts some of what is due: alarms and the like."""
-        self.in_turns(self.timetable.start)
-        self.run_waiting()
-        self.want_flush()
 
     # --- time
 

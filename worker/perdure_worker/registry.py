@@ -5,12 +5,14 @@ Names that come from outside are looked up in these tables and nowhere else.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
 from typing import Any
 
 from perdure.converter import describe
 from perdure.fields import DurableField, collect_fields
-from perdure.methods import Method, callable_methods
+from perdure.methods import Method, callable_methods, marks_of
 from perdure.object import DurableObject, namespace_of
 from perdure_storage import keys
 
@@ -21,6 +23,7 @@ class ObjectClass:
     """One user class as the host needs it."""
 
     __slots__ = (
+        "alarm",
         "begin",
         "cls",
         "field_rows",
@@ -46,6 +49,8 @@ class ObjectClass:
         self.version = _version(cls)
         self.migrate = _migration(cls)
         """What runs for an object of an older version; None where there is nothing of the user's."""
+        self.alarm = _handler(cls, "alarm", "alarm")
+        """What runs when an alarm is due, and whether in a thread; None where the class has no handler."""
         for method in self.methods.values():
             if method.is_generator:
                 raise TypeError(
@@ -94,6 +99,23 @@ def _migration(cls: type[DurableObject]) -> Callable[[Any, int], Any] | None:
         return instance.on_migrate(old_version)
 
     return migrate
+
+
+def _handler(cls: type[DurableObject], name: str, *arguments: str) -> tuple[Callable[..., Any], bool] | None:
+    """The class's handler of that name and whether it is @blocking; `TypeError` for what cannot be one."""
+    function = inspect.getattr_static(cls, name, None)
+    if function is None:
+        return None
+    where = f"{cls.__qualname__}.{name}"
+    if not isinstance(function, FunctionType) or inspect.isgeneratorfunction(function):
+        raise TypeError(f"{where} is a handler: define it as a method, `async def {name}(self, alarm)`")
+    if inspect.isasyncgenfunction(function) or marks_of(function).interleaved:
+        raise TypeError(f"{where} is a handler, which can neither stream nor be @interleaved")
+    try:
+        inspect.signature(function).bind(None, *arguments)
+    except TypeError as error:
+        raise TypeError(f"{where} is called with ({', '.join(('self', *arguments))}): {error}") from None
+    return function, marks_of(function).blocking
 
 
 def register(classes: Iterable[type[DurableObject]]) -> dict[str, ObjectClass]:

@@ -18,11 +18,11 @@ from perdure_storage.engine import Engine
 
 if TYPE_CHECKING:
     from perdure.fields import DurableField
-    from perdure_storage.object_storage import ObjectStorage
     from perdure_worker.interleaving import Inside
     from perdure_worker.mailbox import Mailbox
     from perdure_worker.registry import ObjectClass
     from perdure_worker.sends import Plans
+    from perdure_worker.turn_storage import TurnStorage
     from perdure_worker.windows import Window
 
 __all__ = ["Encoded", "Resident"]
@@ -91,7 +91,7 @@ class Resident:
         """Whether the object's own record (its name and version) is stored as it should be."""
         self.misnamed = False
         """Whether it is stored under its id alone, because its first caller did not know the name."""
-        self.storage: ObjectStorage | None = None
+        self.storage: TurnStorage | None = None
         self.sends: Plans | None = None
         """None until it sends something."""
         self.undo: list[Any] | None = None

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from perdure import codec
@@ -29,6 +29,7 @@ from perdure_storage import keys
 from perdure_storage.object_storage import ObjectStorage, StorageBackend
 from perdure_storage.records import seal
 from perdure_worker import migrations
+from perdure_worker.alarm_storage import AlarmRules
 from perdure_worker.answers import Answers
 from perdure_worker.resident import Resident
 from perdure_worker.sends import Sends
@@ -59,6 +60,12 @@ class Writes(Answers, ABC):
         )
         """When something is due for which object: alarms, delayed sends."""
         self.sends = Sends(self, parts)
+        self._alarm_rules = AlarmRules(
+            self.timetable.now_us,
+            parts.random_source.randbytes,
+            settings.limits.alarms_max,
+            settings.limits.name_bytes_max,
+        )
         self.paused = False
         """Whether new turns wait because too many bytes wait for the disk."""
         self.progress: dict[int, Progress] = {}
@@ -160,12 +167,18 @@ class Writes(Answers, ABC):
         if resident.doomed is not None:
             raise resident.doomed
         migrations.check_commit_point(resident)
-        changes = self._changes(resident)
-        if changes is not None:
-            self._join(resident, changes)
-            for turn in turns or (CURRENT.get(),):
-                self.progress_of(turn).wrote = True
-            self.want_flush()
+        storage = resident.storage
+        held = storage._hold_back() if storage is not None else None
+        try:
+            changes = self._changes(resident)
+            if changes is not None:
+                self._join(resident, changes)
+                for turn in turns or (CURRENT.get(),):
+                    self.progress_of(turn).wrote = True
+                self.want_flush()
+        finally:
+            if held and storage is not None:
+                storage._bring_back(held)
 
     def progress_of(self, turn: Turn) -> Progress:
         """What is remembered of a running turn until its end."""
@@ -189,6 +202,23 @@ class Writes(Answers, ABC):
         self._join(resident, changes)
         self.want_flush()
         return True
+
+    def write_beside(self, resident: Resident | None, rows: Mapping[bytes, bytes | None]) -> None:
+        """Rows of the host's own (None: removed) join the open group, whatever turn of the object runs."""
+        groups = self._groups
+        for row, record in rows.items():
+            if record is None:
+                groups.delete(row)
+            else:
+                groups.put(row, record)
+        if resident is not None:
+            resident.ticket = groups.group
+            if resident.storage is not None:
+                resident.storage._lay_over(rows, groups.group)
+                self.gate.hold(groups.group, (_settle, resident.storage, groups.group, None))
+        due = [(row, record is not None) for row, record in rows.items() if row.startswith(keys.DUE_REGION)]
+        self.gate.hold(groups.group, (self.timetable.committed, due, None, None))
+        self.want_flush()
 
     def discard(self, resident: Resident) -> None:
         """Forgets what the running turn wrote since its last commit point.
@@ -216,7 +246,7 @@ class Writes(Answers, ABC):
 
     # --- storage of one object
 
-    def storage_of(self, resident: Resident) -> ObjectStorage:
+    def storage_of(self, resident: Resident) -> TurnStorage:
         """The object's storage, made when it first asks."""
         if resident.storage is None:
             resident.storage = TurnStorage(
@@ -227,6 +257,8 @@ class Writes(Answers, ABC):
                 on_delete_all=lambda: self._on_delete_all(resident),
                 check_turn=lambda: self.check_turn(resident),
                 in_turn=lambda: self.in_turn(resident),
+                alarm_rules=self._alarm_rules,
+                has_handler=resident.cls.alarm is not None,
             )
         return resident.storage
 
