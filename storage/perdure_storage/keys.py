@@ -47,6 +47,7 @@ __all__ = [
     "ObjectRow",
     "due_at_ms",
     "due_key",
+    "due_key_of",
     "names_key",
     "names_prefix",
     "names_value",
@@ -198,6 +199,14 @@ def due_key(at_ms: int, kind: bytes, slot: int, namespace: str, object_id: bytes
     """
     time = at_ms.to_bytes(_TIME_BYTES, "big")
     return DUE_REGION + time + kind + object_prefix(slot, namespace, object_id)[1:] + key
+
+
+def due_key_of(at_ms: int, object_row: bytes) -> bytes:
+    """As `due_key`, for the row of an object whose whole key is at hand."""
+    kind_at = 4 + object_row[3] + ID_BYTES
+    kind = object_row[kind_at : kind_at + 1]
+    time = at_ms.to_bytes(_TIME_BYTES, "big")
+    return DUE_REGION + time + kind + object_row[1:kind_at] + object_row[kind_at + 1 :]
 
 
 def due_at_ms(row: bytes) -> int:

@@ -279,6 +279,11 @@ class ObjectStorage:
         self._write_bytes = 0
         self._due = False
 
+    def _lay_over(self, rows: Mapping[bytes, bytes | None], group: int) -> None:
+        """Rows that the host put into commit group `group` itself, beside the write-set."""
+        self._overlay.update((row, (group, record)) for row, record in rows.items())
+        self._overlay_group = group
+
     def _settle(self, durable_group: int) -> None:
         """Groups up to `durable_group` are on disk: the engine knows their rows now."""
         if self._overlay_group <= durable_group:
@@ -331,6 +336,12 @@ class ObjectStorage:
     def _read(self, row: bytes) -> bytes | None:
         if row in self._writes:
             return self._writes[row]
+        if row in self._overlay:
+            return self._overlay[row][1]
+        return self._backend.engine.get(row)
+
+    def _read_joined(self, row: bytes) -> bytes | None:
+        """The row as of the last commit point."""
         if row in self._overlay:
             return self._overlay[row][1]
         return self._backend.engine.get(row)

@@ -59,6 +59,7 @@ def test_a_due_row_reads_back_as_what_it_was_made_from(
     found = keys.parse_due_row(due_key(at_ms, row))
     assert (found.slot, found.namespace, found.object_id, found.kind, found.key) == row
     assert found.at_ms == keys.due_at_ms(due_key(at_ms, row)) == at_ms
+    assert keys.due_key_of(at_ms, row_key(row)) == due_key(at_ms, row)
 
 
 @given(TIMES, ROWS, TIMES, ROWS)

@@ -338,7 +338,7 @@ def test_sends_after_a_restart_come_behind_those_before_it() -> None:
     scene.jobs.popleft()()
     scene.jobs.clear()
     again = restarted(scene)
-    again.wall_offset_s -= 3_600  # and the clock was set back meanwhile
+    again.wall_step_s -= 3_600  # and the clock was set back meanwhile
     again.call(Sender, "s", "say", "t", 3)
     later(again, 0.2)
     assert arrived(again) == [1, 2, 3]
@@ -349,7 +349,7 @@ def test_sequences_grow_over_restarts_also_when_the_clock_is_set_back() -> None:
     scene = scene_of()
     sequences = []
     for back_s in (0, 3_600, 7_200):
-        scene.wall_offset_s -= back_s
+        scene.wall_step_s -= back_s
         messages: list[Any] = []
         leave = scene.host.sends.leave
         scene.host.sends.leave = lambda sent, *_, m=messages, f=leave: (m.extend(sent), f(sent))  # type: ignore
@@ -425,11 +425,11 @@ def test_a_delayed_send_survives_a_restart() -> None:
 
 def test_a_send_at_a_time_goes_by_the_wall_clock() -> None:
     scene = scene_of()
-    when = datetime.fromtimestamp(scene.wall_time() + 3_600, UTC)
+    when = datetime.fromtimestamp(scene.wall_clock() + 3_600, UTC)
     scene.call(Sender, "s", "at", "t", "x", when)
     later(scene, 0.2)
     assert arrived(scene) == []
-    scene.wall_offset_s += 3_600
+    scene.wall_step_s += 3_600
     later(scene, 0.2)
     assert arrived(scene) == ["x"]
     scene.close()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from itertools import islice
 from typing import Any
 
@@ -31,11 +31,14 @@ from perdure.errors import (
 from perdure.ids import id_from_name, is_id_of, slot_of
 from perdure.methods import Method
 from perdure_worker.clients import Client, Clients, Request, read_context
-from perdure_worker.execution import Execution
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
 from perdure_worker.peers import Peer
+from perdure_worker.registry import ObjectClass
 from perdure_worker.resident import Resident
+from perdure_worker.retries import named_request
 from perdure_worker.settings import Collaborators, HostSettings
+from perdure_worker.system_turns import SystemTurn
+from perdure_worker.system_work import SystemWork
 from perdure_worker.worker_methods import call_worker
 
 __all__ = ["Host"]
@@ -54,18 +57,13 @@ _EVICTION_LOOKS_MAX = 32
 """Least recently used objects that are looked at to make room for a new one."""
 
 
-class Host(Execution):
+class Host(SystemWork):
     """All objects of one worker."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
         super().__init__(settings, parts)
-        self.slots = settings.slots
         self.idle_evict_s = settings.idle_evict_s
         self.live_objects_max = settings.live_objects_max
-        self.live: OrderedDict[bytes, Resident] = OrderedDict()
-        """By id, the least recently used first."""
-        self.draining = False
-        """Whether the worker stops: only calls that running turns wait for are still taken."""
         self.malformed = 0
         self._timeout_s = settings.limits.call_timeout_s
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
@@ -88,6 +86,8 @@ class Host(Execution):
             client, overtaken = self._clients.on_batch(items[0])
         except TypeError as error:
             raise InvalidArgument(f"a batch begins with its client: {error}") from None
+        if overtaken:
+            items = self.refuse_ended(peer, client, items)
         now = self.clock()
         sent = stamp_ms / 1000
         base = sent if 0 < sent <= now else now
@@ -111,12 +111,9 @@ class Host(Execution):
         sequence, namespace, key, name, method_name, args, kwargs, timeout_ms, chain = item
         if type(sequence) is not int or type(args) is not list or (kwargs and type(kwargs) is not dict):
             raise TypeError("a call's sequence is an int, its arguments are a list and a map")
-        request: Request | None = None
+        request: Request = (client.id, sequence, b"", client.low)
         if chain is not None:
-            chain, request = read_context(chain)
-            item[_CONTEXT] = chain
-        if request is None:
-            request = client.id, sequence, b"", client.low
+            chain, request = self._read_context(chain, request, item)
         resident = self.live.get(key)
         if resident is None or (name is not None and name != resident.name):
             try:
@@ -126,6 +123,13 @@ class Host(Execution):
                 resident = self._admit(namespace, key, name, method_name, chain)
             except PerdureError as error:
                 self.refuse(peer, sequence, error)
+                return
+        window = resident.window
+        if window is not None and window.client is request[0] and sequence > window.highest:
+            window.highest = sequence  # the client's latest call here, so it cannot have been here before
+        else:
+            own = client if client.id is request[0] else None
+            if self.is_known(resident, peer, sequence, request, own):
                 return
         method = resident.cls.methods.get(method_name)
         if method is None or resident.cls.namespace != namespace or chain or self.draining:
@@ -153,6 +157,16 @@ class Host(Execution):
             if size is None:
                 size = len(codec.encode(item))
             self._wait(resident, Waiting(peer, item, deadline, now, size, request))
+
+    def _read_context(self, context: Any, request: Request, item: list[Any]) -> tuple[Any, Request]:
+        """The chain, which takes the context's place in the item, and the request id."""
+        chain, of_another = read_context(context)
+        item[_CONTEXT] = chain
+        if of_another is None:
+            return chain, request
+        if not of_another[2]:  # no turn's call: it has an id that its caller has chosen
+            return chain, named_request(of_another, *item[4:7])
+        return chain, of_another
 
     def _refusal(
         self, resident: Resident, namespace: Any, method_name: Any, method: Method | None, chain: Any
@@ -207,6 +221,9 @@ class Host(Execution):
             raise self._stopping()
         if chain:
             _labels(chain)
+        return self._wake(cls, key, name, chain)
+
+    def _wake(self, cls: ObjectClass, key: bytes, name: str | None, chain: Any) -> Resident:
         if len(self.live) >= self.live_objects_max:
             self._evict_least_recently_used()
         resident = self.live[key] = Resident(cls, key, name)
@@ -257,7 +274,7 @@ class Host(Execution):
         if type(item) is list and item and type(item[0]) is int:
             self.refuse(peer, item[0], InvalidArgument("this is no call; docs/PROTOCOL.md says what one is"))
 
-    def _refuse_late(self, peer: Peer, sequence: int, late_s: float) -> None:
+    def _refuse_late(self, peer: Peer | SystemTurn, sequence: int, late_s: float) -> None:
         self.refuse(
             peer,
             sequence,
@@ -269,24 +286,31 @@ class Host(Execution):
     def _wait(self, resident: Resident, waiting: Waiting) -> None:
         item = waiting.item
         assert item is not None
-        if resident.instance is None and resident.turn is None:
-            # Its start failed, or it aborted itself.
-            if resident.start_error is None or waiting.arrived > resident.retry_at:
-                self.begin_start(resident, item[8])
-            if resident.start_error is not None:
-                self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
-                return
-        mailbox = resident.mailbox
+        mailbox = self._mailbox_for(resident, waiting, item)
         if mailbox is None:
-            mailbox = resident.mailbox = Mailbox()
-            if resident.turn is None:
-                self._runnable.append(resident)
+            return
         try:
             mailbox.push(waiting, self.limits)
         except PerdureError as error:
             self.refuse(waiting.peer, item[0], error)
         else:
             self._expiry.add(mailbox, waiting)
+
+    def _mailbox_for(self, resident: Resident, waiting: Waiting, item: list[Any]) -> Mailbox | None:
+        """Where it waits; None when it has failed, because its object cannot start."""
+        if resident.instance is None and resident.turn is None:
+            # Its start failed, or it aborted itself.
+            if resident.start_error is None or waiting.arrived > resident.retry_at:
+                self.begin_start(resident, item[8])
+            if resident.start_error is not None:
+                self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
+                return None
+        mailbox = resident.mailbox
+        if mailbox is None:
+            mailbox = resident.mailbox = Mailbox()
+            if resident.turn is None:
+                self._runnable.append(resident)
+        return mailbox
 
     def on_idle(self, resident: Resident) -> None:
         """The object's turn has ended; its next waiting call starts soon."""
@@ -325,13 +349,21 @@ class Host(Execution):
             if waiting is None or waiting.item is None:
                 continue
             budget -= 1
+            if isinstance(waiting.peer, SystemTurn):
+                resident.used = now
+                self.live.move_to_end(resident.key)
+                self.run_handler(resident, waiting.peer)
+                continue
             self._expiry.remove(waiting)
             sequence, _, _, _, method_name, args, kwargs, _, chain = waiting.item
             method = resident.cls.methods[method_name]
             resident.used = now
             self.live.move_to_end(resident.key)
-            if now < waiting.deadline:
-                request, deadline = waiting.request, waiting.deadline
+            request = waiting.request
+            if request is not None and self.is_known_now(resident, waiting.peer, sequence, request):
+                self.on_idle(resident)
+            elif now < waiting.deadline:
+                deadline = waiting.deadline
                 self.run_turn(
                     resident, waiting.peer, sequence, method, args, kwargs, deadline, chain, request
                 )
@@ -345,12 +377,6 @@ class Host(Execution):
         """Goes on with waiting calls, after `want_turns`."""
         self.in_turns(self._run_waiting, self.clock())
 
-    def start_due(self) -> None:
-        """Starts some of what is due: alarms and the like."""
-        self.in_turns(self.timetable.start)
-        self.run_waiting()
-        self.want_flush()
-
     # --- time
 
     def tick(self) -> None:
@@ -360,6 +386,7 @@ class Host(Execution):
         self.sends.tick()
         for peer, item in self._expiry.due(now):
             self._refuse_late(peer, item[0], 0.0)
+        self.windows.forget_unused(now)
 
     def evict_idle(self) -> int:
         """Drops objects without events for `idle_evict_s`, a bounded number at a time; how many went."""
@@ -399,6 +426,7 @@ class Host(Execution):
             or (resident.instance is not None and self.save_strays(resident))
         ):
             return False
+        self.windows.leave(resident)
         del self.live[resident.key]
         return True
 
@@ -440,7 +468,6 @@ class Host(Execution):
             "commits": self.committer.durable,
             "commit_sequence": self.committer.sequence,
             **self.timetable.stats(),
-            **self.sends.stats(),
         }
 
     @property

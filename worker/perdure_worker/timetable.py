@@ -47,18 +47,25 @@ class Timetable:
         self._wall_clock = wall_clock
         self._want_start = want_start  # calls `start` in a context that may start turns
         self._kinds: dict[bytes, tuple[Callable[[DueRow], None], Callable[[], bool]]] = {}
+        self._stats: list[Callable[[], dict[str, int]]] = []
         self._timer: asyncio.Handle | None = None
         self._quiet_until = 0.0  # of the loop's clock, after an error of the store
         self._stopped = False
 
     def serve(
-        self, kind: bytes, start: Callable[[DueRow], None], has_room: Callable[[], bool] = lambda: True
+        self,
+        kind: bytes,
+        start: Callable[[DueRow], None],
+        has_room: Callable[[], bool],
+        stats: Callable[[], dict[str, int]] = dict,
     ) -> None:
         """From now on `start` gets the due rows of `kind`; it must not raise.
 
-        While `has_room` says no, nothing is given out; whoever makes room calls `look`.
+        While `has_room` says no, nothing is given out; whoever makes room calls `look`.  `stats` are added
+        to those of the timetable.
         """
         self._kinds[kind] = start, has_room
+        self._stats.append(stats)
 
     def now_ms(self) -> int:
         """The wall clock in whole milliseconds; what is due at a time is due when this has reached it."""
@@ -120,7 +127,10 @@ class Timetable:
         """Rows in memory (those that are far away are on disk only), and how late the soonest one is."""
         at_ms = self._next_at_ms() if len(self._index) else None
         late_ms = 0 if at_ms is None else max(0, self.now_ms() - at_ms)
-        return {"due_rows_known": len(self._index), "due_late_ms": late_ms}
+        figures = {"due_rows_known": len(self._index), "due_late_ms": late_ms}
+        for stats in self._stats:
+            figures.update(stats())
+        return figures
 
     def _on_time(self) -> None:
         self._timer = None

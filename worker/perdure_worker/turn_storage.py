@@ -9,14 +9,17 @@ Runs in the worker's event loop, and in the thread of a `@blocking` method.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
-from perdure_storage.object_storage import ObjectStorage, StorageBackend
+from perdure.alarm import DEFAULT_ALARM
+from perdure_storage.object_storage import StorageBackend
+from perdure_worker.alarm_storage import AlarmRules, AlarmStorage
 
 __all__ = ["TurnStorage"]
 
 
-class TurnStorage(ObjectStorage):
+class TurnStorage(AlarmStorage):
     """An object's storage; `check_turn` raises `StorageError` outside of the object's turns."""
 
     __slots__ = ("_check_turn",)
@@ -30,6 +33,8 @@ class TurnStorage(ObjectStorage):
         commit_point: Callable[[], Awaitable[None]],
         on_delete_all: Callable[[], None],
         check_turn: Callable[[], None],
+        alarm_rules: AlarmRules,
+        has_handler: bool,
     ) -> None:
         super().__init__(
             backend,
@@ -37,6 +42,8 @@ class TurnStorage(ObjectStorage):
             names_row=names_row,
             commit_point=commit_point,
             on_delete_all=on_delete_all,
+            alarm_rules=alarm_rules,
+            has_handler=has_handler,
         )
         self._check_turn = check_turn
 
@@ -59,6 +66,16 @@ class TurnStorage(ObjectStorage):
         """See `Storage.delete_many`."""
         self._check_turn()
         return super().delete_many(keys)
+
+    def set_alarm(self, when: datetime | timedelta | float, name: str = DEFAULT_ALARM) -> None:
+        """See `Storage.set_alarm`."""
+        self._check_turn()
+        super().set_alarm(when, name)
+
+    def delete_alarm(self, name: str = DEFAULT_ALARM) -> bool:
+        """See `Storage.delete_alarm`."""
+        self._check_turn()
+        return super().delete_alarm(name)
 
     async def delete_all(self) -> None:
         """See `Storage.delete_all`."""

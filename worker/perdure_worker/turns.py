@@ -49,13 +49,15 @@ CURRENT: Final[contextvars.ContextVar[Any]] = contextvars.ContextVar("perdure_tu
 
 
 class Progress:
-    """What is remembered of a running turn that has had a commit point before its end."""
+    """What is remembered of some running turns: of those with commit points before their end, or retries."""
 
-    __slots__ = ("calls", "wrote")
+    __slots__ = ("calls", "more", "wrote")
 
     def __init__(self) -> None:
         self.calls = 0
         """Calls to other objects that it has made: the ordinal of the last one."""
+        self.more: list[tuple[Any, int]] = []
+        """(peer, sequence) of further tries of its call, which get its answer, too."""
         self.wrote = False
         """Whether something that it wrote has joined a commit group."""
 

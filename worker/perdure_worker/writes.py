@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from perdure import codec
@@ -28,6 +28,7 @@ from perdure.ids import slot_of
 from perdure_storage import keys
 from perdure_storage.object_storage import ObjectStorage, StorageBackend
 from perdure_storage.records import seal
+from perdure_worker.alarm_storage import AlarmRules
 from perdure_worker.answers import Answers
 from perdure_worker.resident import Resident
 from perdure_worker.sends import Sends
@@ -58,10 +59,16 @@ class Writes(Answers, ABC):
         )
         """When something is due for which object: alarms, delayed sends."""
         self.sends = Sends(self, parts)
+        self._alarm_rules = AlarmRules(
+            self.timetable.now_us,
+            parts.randomness.randbytes,
+            settings.limits.alarms_max,
+            settings.limits.name_bytes_max,
+        )
         self.paused = False
         """Whether new turns wait because too many bytes wait for the disk."""
         self.progress: dict[int, Progress] = {}
-        """By identity of the turn; only of those that have had a commit point before their end."""
+        """By identity of the turn, until it ends."""
         self._groups = parts.committer.groups
         self._value_bytes_max = settings.limits.value_bytes_max
         self._backend = StorageBackend(parts.engine, settings.limits, codec.encode, codec.decode)
@@ -150,11 +157,17 @@ class Writes(Answers, ABC):
         """Commits what the running turn wrote so far; raises when it cannot be stored."""
         if resident.doomed is not None:
             raise resident.doomed
-        changes = self._changes(resident)
-        if changes is not None:
-            self._join(resident, changes)
-            self.progress_of(resident.turn).wrote = True
-            self.want_flush()
+        storage = resident.storage
+        held = storage._hold_back() if storage is not None else None
+        try:
+            changes = self._changes(resident)
+            if changes is not None:
+                self._join(resident, changes)
+                self.progress_of(resident.turn).wrote = True
+                self.want_flush()
+        finally:
+            if held and storage is not None:
+                storage._bring_back(held)
 
     def progress_of(self, turn: Turn) -> Progress:
         """What is remembered of a running turn until its end."""
@@ -179,6 +192,23 @@ class Writes(Answers, ABC):
         self.want_flush()
         return True
 
+    def write_beside(self, resident: Resident | None, rows: Mapping[bytes, bytes | None]) -> None:
+        """Rows of the host's own (None: removed) join the open group, whatever turn of the object runs."""
+        groups = self._groups
+        for row, record in rows.items():
+            if record is None:
+                groups.delete(row)
+            else:
+                groups.put(row, record)
+        if resident is not None:
+            resident.ticket = groups.group
+            if resident.storage is not None:
+                resident.storage._lay_over(rows, groups.group)
+                self.gate.hold(groups.group, (_settle, resident.storage, groups.group, None))
+        due = [(row, record is not None) for row, record in rows.items() if row.startswith(keys.DUE_REGION)]
+        self.gate.hold(groups.group, (self.timetable.committed, due, None, None))
+        self.want_flush()
+
     def discard(self, resident: Resident) -> None:
         """Forgets what the running turn wrote since its last commit point.
 
@@ -202,7 +232,7 @@ class Writes(Answers, ABC):
 
     # --- storage of one object
 
-    def storage_of(self, resident: Resident) -> ObjectStorage:
+    def storage_of(self, resident: Resident) -> TurnStorage:
         """The object's storage, made when it first asks."""
         if resident.storage is None:
             resident.storage = TurnStorage(
@@ -212,6 +242,8 @@ class Writes(Answers, ABC):
                 commit_point=lambda: self.sync(resident),
                 on_delete_all=lambda: self._on_delete_all(resident),
                 check_turn=lambda: self.check_turn(resident),
+                alarm_rules=self._alarm_rules,
+                has_handler=resident.cls.alarm is not None,
             )
         return resident.storage
 
