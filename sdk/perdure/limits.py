@@ -70,7 +70,7 @@ class Limits:
     oldest are dropped, and retries of what is older are refused."""
     reply_window_bytes_max: int = 256 * KIB
     """Bytes of those replies, which each commit of the object writes again; larger ones are not kept."""
-    reply_windows_max: int = 8_192
+    reply_windows_max: int = 16_384
     """Clients' windows in a worker's memory that nothing needs: the others are read again when needed."""
     clients_known_max: int = 10_000
     """Clients that a worker knows the open calls of; a forgotten one tells them again with its next call."""
@@ -142,6 +142,8 @@ class Limits:
     """Recorded replies are kept this long at least: twice the longest deadline until which clients retry."""
     reply_named_ttl_s: float = 86_400.0
     """The same for callers that may come back, with a request id of their own or as raw clients: a day."""
+    reply_send_ttl_s: float = 604_800.0
+    """The same for durable sends, whose sender may be down for long and then not know what arrived: a week."""
 
     # --- life cycle
     live_objects_max: int = 200_000

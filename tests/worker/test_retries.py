@@ -87,7 +87,8 @@ def windows_on_disk(scene: Scene, name: str) -> dict[bytes, Window]:
     prefix = scene.resident(Purse, name).row_prefix() + keys.REPLY
     windows = {}
     for row, record in scene.disk.between(prefix, keys.prefix_end(prefix)):
-        window = windows[row[len(prefix) :]] = Window(scene.resident(Purse, name), row[len(prefix) :], None)
+        client = row[len(prefix) :]
+        window = windows[client] = Window(scene.resident(Purse, name), client, None, row)
         window.load(unseal(row, record))
     return windows
 
