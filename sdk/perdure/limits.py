@@ -143,7 +143,7 @@ class Limits:
     reply_named_ttl_s: float = 86_400.0
     """The same for callers that may come back, with a request id of their own or as raw clients: a day."""
     reply_send_ttl_s: float = 604_800.0
-    """The same for durable sends, whose sender may be down for long and then not know what arrived: a week."""
+    """The same for durable sends, whose sender may be down for days and not know what arrived: a week."""
 
     # --- life cycle
     live_objects_max: int = 200_000
