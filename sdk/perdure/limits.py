@@ -146,6 +146,8 @@ class Limits:
     """Recorded replies are kept this long at least: twice the longest deadline until which clients retry."""
     reply_named_ttl_s: float = 86_400.0
     """The same for callers that may come back, with a request id of their own or as raw clients: a day."""
+    reply_send_ttl_s: float = 604_800.0
+    """The same for durable sends, whose sender may be down for days and not know what arrived: a week."""
 
     # --- life cycle
     live_objects_max: int = 200_000

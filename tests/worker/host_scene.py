@@ -170,7 +170,7 @@ class Scene:
                 want_flush=lambda: self._want("flush", self._flush),
                 want_turns=lambda: self._want("turns", self._run_waiting),
                 wall_clock=wall_clock or self.wall_clock,
-                random_source=random.Random(len(self.engine.disk)),
+                randomness=random.Random(len(self.engine.disk)),
             ),
         )
 

@@ -486,7 +486,6 @@ class Host(SystemWork):
             "commits": self.committer.durable,
             "commit_sequence": self.committer.sequence,
             **self.timetable.stats(),
-            **self.sends.stats(),
         }
 
     @property

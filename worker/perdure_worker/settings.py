@@ -50,5 +50,5 @@ class Collaborators:
     """Asks the shell to call `run_waiting` in the next tick."""
     wall_clock: Callable[[], float] = time.time
     """Seconds since the epoch; people set it, and it may be set back."""
-    random_source: random.Random = field(default_factory=random.SystemRandom)
+    randomness: random.Random = field(default_factory=random.SystemRandom)
     """Jitter of pauses, and what makes one alarm differ from the next."""
