@@ -17,7 +17,7 @@ from worker.alarm_scene import (
     run,
     stored,
 )
-from worker.host_scene import WALL_S, Scene
+from worker.host_scene import WALL_S, Scene, take_time
 
 PAUSES = [2, 4, 8, 16, 32, 64]
 
@@ -126,6 +126,32 @@ def test_an_object_that_cannot_start_loses_none_of_its_alarms(make_scene: Any) -
     run(later, 1.5)
     assert [alarm.attempt for alarm in stored(later, Thorny, "t").values()] == [2, 2, 2]
     assert later.host.stats()["alarms_running"] == 0
+
+
+def test_alarms_that_line_up_behind_a_start_that_fails_in_the_end_are_not_lost(make_scene: Any) -> None:
+    class Hesitant(DurableObject):
+        async def set(self, *names: str) -> None:
+            self.storage.put("broken", True)
+            for name in names:
+                self.storage.set_alarm(at(1), name=name)
+
+        async def on_start(self) -> None:
+            if await self.storage.get("broken"):
+                await take_time(1)
+                raise OSError("cannot start")
+
+        def alarm(self, alarm: Alarm) -> None:
+            """Never runs."""
+
+    scene: Scene = make_scene(Hesitant)
+    scene.call(Hesitant, "h", "set", "a", "b", "c", "d")
+    later: Scene = make_scene(Hesitant, disk=scene.disk.copy())
+    run(later, 1.5)
+    assert later.host.stats()["alarms_waiting"] == 3
+    run(later, 2)
+    assert later.host.stats()["alarms_waiting"] == 0
+    run(later, 4)
+    assert all(alarm.attempt > 1 for alarm in stored(later, Hesitant, "h").values())
 
 
 def test_a_failed_start_that_had_set_the_alarm_again_leaves_the_new_one(make_scene: Any) -> None:
