@@ -26,6 +26,7 @@ from perdure.codec import SCALARS
 from perdure.errors import InvalidArgument, MessageTooLarge, PerdureError
 from perdure.methods import Method
 from perdure_worker.cell import Aborted, HostCell
+from perdure_worker.marks import MARK
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
@@ -73,7 +74,9 @@ class Execution(Writes, ABC):
         self._spare = TurnTask(parts.loop)
         self._spare_references = 0
         """References to a spare that nobody kept and nobody touched."""
-        self._threads = BlockingThreads(parts.loop)
+        self._threads = BlockingThreads(parts.loop, parts.marks, settings.limits.blocking_threads_max)
+        self.marks = parts.marks
+        self._note, self._page = MARK.pack_into, parts.marks.page
 
     @abstractmethod
     def on_idle(self, resident: Resident) -> None:
@@ -108,6 +111,7 @@ class Execution(Writes, ABC):
         try:
             self._context.run(run, *args)
         finally:
+            self.marks.end()
             leave(self.loop, self._spare)
 
     def _replace_spare(self) -> TurnTask:
@@ -132,6 +136,7 @@ class Execution(Writes, ABC):
     ) -> None:
         """Runs a turn to its end or first suspension.  Within `in_turns`; never raises."""
         turn: Turn = (peer, sequence, method, deadline, chain)
+        self._note(self._page, 0, method.mark, resident.key)  # as Marks.begin, without the call
         try:
             arguments, keywords = method.bind(args, kwargs)
         except BaseException as error:  # users' constructors and validators run here
@@ -187,6 +192,7 @@ class Execution(Writes, ABC):
         self, resident: Resident, turn: Turn, coroutine: Any, context: Context, yielded: Any
     ) -> None:
         task = self._replace_spare()
+        task.marks, task.mark = self.marks, self.marks.current()
         task.turn = (resident, turn, self.loop.call_later(self.limits.turn_max_s, self._cut, task))
         task.adopt(coroutine, context, yielded, self._on_task_done)
 
@@ -321,6 +327,7 @@ class Execution(Writes, ABC):
 
     def _start(self, resident: Resident, turn: Turn) -> None:
         cls = resident.cls
+        self.marks.begin(cls.start_mark, resident.key)
         try:
             # In a context of its own: users' default factories and constructors run.
             copy_context().run(resident.load, self.engine, self.unknown_field)

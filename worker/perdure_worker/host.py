@@ -46,10 +46,6 @@ _MALFORMED = (ValueError, TypeError, ArithmeticError)
 _ITEM_ELEMENTS = len(protocol.Item._fields)
 _AVERAGED_BYTES_MAX = 64 * 1024
 """Up to this size of a message, each waiting call in it counts as the average of them."""
-_EVICTIONS_MAX = 2_048
-"""Idle objects that are looked at in one go, so that a loop never stands still for long."""
-_EVICTION_LOOKS_MAX = 32
-"""Least recently used objects that are looked at to make room for a new one."""
 
 
 class Host(Execution):
@@ -65,10 +61,12 @@ class Host(Execution):
         self.draining = False
         """Whether the worker stops: only calls that running turns wait for are still taken."""
         self.malformed = 0
+        self.quarantine = parts.quarantine
         self._timeout_s = settings.limits.call_timeout_s
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
         self._runnable: deque[Resident] = deque()
         self._expiry = ExpiryWheel(parts.clock())
+        self._began = parts.clock()
         self._unknown_fields: set[tuple[str, str]] = set()
 
     # --- calls come in
@@ -188,6 +186,8 @@ class Host(Execution):
             raise ShardUnavailable("this worker does not own the object's slot; the slot map has changed")
         if self.draining and not chain:
             raise self._stopping()
+        if self.quarantine.suspects:
+            self.quarantine.check(key, Resident(cls, key, name).label)
         if chain:
             _labels(chain)
         if len(self.live) >= self.live_objects_max:
@@ -326,6 +326,22 @@ class Host(Execution):
         now = self.clock()
         for peer, item in self._expiry.due(now):
             self._refuse_late(peer, item[0], 0.0)
+        if self.quarantine.suspects:
+            self._forgive(now)
+
+    def _forgive(self, now: float) -> None:
+        """Forgets the deaths of suspects that have run a turn since the worker has lived long enough."""
+        enough = self._began + self.limits.suspect_forgotten_s
+        for key in list(self.quarantine.suspects):
+            resident = self.live.get(key)
+            if (
+                resident is not None
+                and resident.turn is None
+                and resident.instance is not None
+                and enough < resident.used < now
+            ):
+                self.committer.delete(self.quarantine.forgive(key))
+                self.want_flush()
 
     def evict_idle(self) -> int:
         """Drops objects without events for `idle_evict_s`, a bounded number at a time; how many went."""
@@ -341,14 +357,14 @@ class Host(Execution):
     def _oldest(self, before: float) -> list[Resident]:
         residents: list[Resident] = []
         for resident in self.live.values():
-            if resident.used > before or len(residents) >= _EVICTIONS_MAX:
+            if resident.used > before or len(residents) >= self.limits.evictions_max:
                 break
             residents.append(resident)
         return residents
 
     def _evict_least_recently_used(self) -> None:
         # The busy ones are passed over; when many are busy the cap gives way, never an object in use.
-        for _ in range(min(len(self.live), _EVICTION_LOOKS_MAX)):
+        for _ in range(min(len(self.live), self.limits.eviction_looks_max)):
             resident = next(iter(self.live.values()))
             if not self._leaves_memory(resident):
                 self.touch(resident)
@@ -403,6 +419,8 @@ class Host(Execution):
             "uncommitted_bytes": self.committer.uncommitted_bytes,
             "commits": self.committer.durable,
             "commit_sequence": self.committer.sequence,
+            **self.marks.figures,
+            **self.quarantine.figures(),
         }
 
     @property

@@ -12,6 +12,7 @@ from perdure.fields import DurableField, collect_fields
 from perdure.methods import Method, callable_methods
 from perdure.object import DurableObject, namespace_of
 from perdure_storage import keys
+from perdure_worker.marks import describe
 
 __all__ = ["ObjectClass", "register"]
 
@@ -19,7 +20,7 @@ __all__ = ["ObjectClass", "register"]
 class ObjectClass:
     """One user class as the host needs it."""
 
-    __slots__ = ("begin", "cls", "field_rows", "fields", "methods", "namespace", "row_heads")
+    __slots__ = ("begin", "cls", "field_rows", "fields", "methods", "namespace", "row_heads", "start_mark")
 
     def __init__(self, cls: type[DurableObject]) -> None:
         self.cls = cls
@@ -30,9 +31,11 @@ class ObjectClass:
         """The tail of each field's key on disk, parallel to `fields`."""
         self.row_heads: list[bytes] = []
         """By slot, how the keys of all rows of an object of this class begin, up to its id; see `place`."""
+        self.start_mark = describe(self.namespace, "on_start")
         self.begin = _beginning(cls)
         """What runs before the first turn of an incarnation; None where there is nothing of the user's."""
         for method in self.methods.values():
+            method.mark = describe(self.namespace, method.name)
             if method.is_generator:
                 raise TypeError(
                     f"{cls.__qualname__}.{method.name} is an async generator; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -10,7 +11,9 @@ from perdure.calls import Caller
 from perdure.limits import Limits
 from perdure_storage.commit import Committer
 from perdure_storage.engine import Engine
+from perdure_worker.marks import Marks
 from perdure_worker.peers import Peers
+from perdure_worker.quarantine import Quarantine
 from perdure_worker.registry import ObjectClass
 
 __all__ = ["Collaborators", "HostSettings"]
@@ -46,3 +49,7 @@ class Collaborators:
     """Asks the shell to look after commits and replies at the end of this tick."""
     want_turns: Callable[[], None]
     """Asks the shell to call `run_waiting` in the next tick."""
+    marks: Marks = field(default_factory=Marks)
+    """Where the host notes what runs."""
+    quarantine: Quarantine = field(default_factory=lambda: Quarantine(Limits(), time.time))
+    """Who is kept out."""
