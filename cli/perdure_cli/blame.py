@@ -88,7 +88,7 @@ def _of_dying_thread(seen: Seen) -> Marked | None:
 
 
 def last_stack(seen: Seen) -> str:
-    """Where the thread was that died, or the loop that hung: ``app.py:12 spin < ...``; "" where nobody knows."""
+    """Where the thread was that died, or the loop that hung: ``app.py:12 spin < ...``, or ""."""
     found = _DYING_THREAD.search(seen.stacks)
     if found is None:
         found = re.search(rf"^Thread 0x0*{seen.loop_thread:x} ", seen.stacks, re.MULTILINE)

@@ -93,6 +93,7 @@ class Watchdog:
         self._marks.note_loop()
         if self._marks.descriptor is not None:
             faulthandler.enable(self._marks.descriptor)
+        self._arm(time.monotonic())  # the first call may come before this thread's first look
         self._thread.start()
 
     def close(self) -> None:
@@ -112,8 +113,12 @@ class Watchdog:
         blockage = self._watch.look(now, self._progress(), self._marks.current())
         if blockage is not None:
             self._tell(blockage)
-        if now - self._armed_at >= self._arm_s and self._marks.descriptor is not None:
-            self._armed_at = now
+        if now - self._armed_at >= self._arm_s:
+            self._arm(now)
+
+    def _arm(self, now: float) -> None:
+        self._armed_at = now
+        if self._marks.descriptor is not None:
             faulthandler.cancel_dump_traceback_later()
             self._marks.clear_stacks()
             faulthandler.dump_traceback_later(self._hang_s, file=self._marks.descriptor)
