@@ -81,7 +81,7 @@ def test_expired_calls_behind_one_that_waits_for_long_do_not_pile_up() -> None:
         call = waiting("short")
         mailbox.push(call, limits)
         mailbox.expire(call)
-    assert len(mailbox._calls) < 100
+    assert mailbox.entries < 100
     mailbox.push(waiting("last"), limits)
     assert names(mailbox) == ["long", "last"]
 

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from perdure import codec, protocol
 from perdure.errors import (
     DeadlineExceeded,
     DeadlockError,
     InvalidArgument,
+    Overloaded,
     PerdureError,
     ShardUnavailable,
     UnknownMethod,
@@ -31,6 +32,7 @@ from perdure.errors import (
 from perdure.ids import id_from_name, is_id_of, slot_of
 from perdure.methods import Method
 from perdure_worker.execution import Execution
+from perdure_worker.fairness import RoundRobin
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
@@ -43,6 +45,8 @@ log = logging.getLogger("perdure.worker")
 
 # What reading an item raises that is no call; a Decimal that is no number compares with nothing.
 _MALFORMED = (ValueError, TypeError, ArithmeticError)
+_PORTION = 32
+"""Calls between two looks at the clock (0.04 µs each)."""
 _ITEM_ELEMENTS = len(protocol.Item._fields)
 _AVERAGED_BYTES_MAX = 64 * 1024
 """Up to this size of a message, each waiting call in it counts as the average of them."""
@@ -64,9 +68,11 @@ class Host(Execution):
         self.quarantine = parts.quarantine
         self._timeout_s = settings.limits.call_timeout_s
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
-        self._runnable: deque[Resident] = deque()
+        self._intake: RoundRobin[tuple[list[Any], int, float, int | None]] = RoundRobin()
+        """Batches that have come in: items, the first that nobody has looked at, base of their deadlines."""
+        self._unread = 0
+        self._runnable: RoundRobin[Resident] = RoundRobin()
         self._expiry = ExpiryWheel(parts.clock())
-        self._began = parts.clock()
         self._unknown_fields: set[tuple[str, str]] = set()
 
     # --- calls come in
@@ -87,12 +93,44 @@ class Host(Execution):
         self.in_turns(self._on_items, peer, items, base, now, size)
 
     def _on_items(self, peer: Peer, items: list[Any], base: float, now: float, size: int | None) -> None:
-        for item in islice(items, 1, None):
+        if len(items) <= _PORTION and not self._intake:
+            self._look_at(peer, items, 1, base, now, size)
+        else:
+            self._unread += len(items) - 1
+            self._intake.add(peer, (items, 1, base, size))
+            self._take_in(now)
+        if self._runnable:
+            self._run_waiting(self.clock())
+
+    def _take_in(self, now: float) -> None:
+        """Looks at calls that have come in, in small portions of one client after the other.
+
+        What is left after `start_batch_s` waits for the next tick, so that other clients' messages are read
+        before; but not too much of it, since what has been read is in memory.
+        """
+        intake, limits = self._intake, self.limits
+        until = now + limits.start_batch_s
+        while intake and (now < until or self._unread > limits.waiting_items_max):
+            client, (items, start, base, size) = intake.take()
+            stop = start + _PORTION
+            self._look_at(cast(Peer, client), items, start, base, now, size)
+            if stop < len(items):
+                intake.put_back(client, (items, stop, base, size))
+                self._unread -= _PORTION
+            else:
+                self._unread -= len(items) - start
+            now = self.clock()
+        if intake:
+            self.want_turns()
+
+    def _look_at(
+        self, peer: Peer, items: list[Any], start: int, base: float, now: float, size: int | None
+    ) -> None:
+        for item in islice(items, start, start + _PORTION):
             try:
                 self._on_call(peer, item, base, now, size)
             except _MALFORMED:
                 self._on_malformed(peer, item, base, now, size)
-        self._run_waiting(now)
 
     def _on_call(self, peer: Peer, item: Any, base: float, now: float, size: int | None) -> None:
         sequence, namespace, key, name, method_name, args, kwargs, timeout_ms, chain = item
@@ -133,7 +171,7 @@ class Host(Execution):
         else:
             if size is None:
                 size = len(codec.encode(item))
-            self._wait(resident, Waiting(peer, item, deadline, now, size))
+            self._wait(resident, Waiting(peer, item, deadline, now, size, bool(chain)))
 
     def _refusal(
         self, resident: Resident, namespace: Any, method_name: Any, method: Method | None, chain: Any
@@ -257,22 +295,31 @@ class Host(Execution):
             if resident.start_error is not None:
                 self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
                 return
-        mailbox = resident.mailbox
-        if mailbox is None:
-            mailbox = resident.mailbox = Mailbox()
-            if resident.turn is None:
-                self._runnable.append(resident)
+        mailbox = Mailbox() if resident.mailbox is None else resident.mailbox
         try:
-            mailbox.push(waiting, self.limits)
+            displaced = mailbox.push(waiting, self.limits)
         except PerdureError as error:
             self.refuse(waiting.peer, item[0], error)
-        else:
-            self._expiry.add(mailbox, waiting)
+            return
+        self._expiry.add(mailbox, waiting)
+        for call in displaced:
+            self._displace(mailbox, call)
+        if resident.mailbox is None:
+            resident.mailbox = mailbox
+            if resident.turn is None:
+                self._runnable.add(waiting.peer, resident)
+
+    def _displace(self, mailbox: Mailbox, call: Waiting) -> None:
+        self._expiry.remove(call)
+        assert call.item is not None
+        text = "this client has most of the calls that wait at this object, and another one needed the room"
+        retry_after = mailbox.wait_s(self.clock(), self.limits)
+        self.refuse(call.peer, call.item[0], Overloaded(text, limit="mailbox_share", retry_after=retry_after))
 
     def on_idle(self, resident: Resident) -> None:
         """The object's turn has ended; its next waiting call starts soon."""
         if resident.mailbox is not None:
-            self._runnable.append(resident)
+            self._runnable.add(resident.mailbox.next_client, resident)
 
     def touch(self, resident: Resident) -> None:
         """The object was in use until now."""
@@ -288,11 +335,12 @@ class Host(Execution):
                 self.reply_failure(resident, waiting.peer, waiting.item[0], error)
 
     def _run_waiting(self, now: float) -> None:
-        """Starts waiting calls of idle objects, a bounded number at a time."""
+        """Starts waiting calls of idle objects, for a bounded number and time; the clients take turns."""
         budget = self.limits.start_batch_turns
+        until = now + self.limits.start_batch_s
         runnable = self._runnable
         while runnable and budget and not self.paused:
-            resident = runnable.popleft()
+            _, resident = runnable.take()
             mailbox = resident.mailbox
             if resident.turn is not None or mailbox is None or resident.instance is None:
                 continue
@@ -302,6 +350,8 @@ class Host(Execution):
             if waiting is None or waiting.item is None:
                 continue
             budget -= 1
+            if budget % _PORTION == 0 and (now := self.clock()) >= until:
+                budget = 0  # after this one
             self._expiry.remove(waiting)
             sequence, _, _, _, method_name, args, kwargs, _, chain = waiting.item
             method = resident.cls.methods[method_name]
@@ -317,7 +367,11 @@ class Host(Execution):
 
     def run_waiting(self) -> None:
         """Goes on with waiting calls, after `want_turns`."""
-        self.in_turns(self._run_waiting, self.clock())
+        self.in_turns(self._go_on)
+
+    def _go_on(self) -> None:
+        self._take_in(self.clock())
+        self._run_waiting(self.clock())
 
     # --- time
 
@@ -326,22 +380,9 @@ class Host(Execution):
         now = self.clock()
         for peer, item in self._expiry.due(now):
             self._refuse_late(peer, item[0], 0.0)
-        if self.quarantine.suspects:
-            self._forgive(now)
-
-    def _forgive(self, now: float) -> None:
-        """Forgets the deaths of suspects that have run a turn since the worker has lived long enough."""
-        enough = self._began + self.limits.suspect_forgotten_s
-        for key in list(self.quarantine.suspects):
-            resident = self.live.get(key)
-            if (
-                resident is not None
-                and resident.turn is None
-                and resident.instance is not None
-                and enough < resident.used < now
-            ):
-                self.committer.delete(self.quarantine.forgive(key))
-                self.want_flush()
+        for row in self.quarantine.behaved(self.live, now) if self.quarantine.suspects else ():
+            self.committer.delete(row)
+            self.want_flush()
 
     def evict_idle(self) -> int:
         """Drops objects without events for `idle_evict_s`, a bounded number at a time; how many went."""
@@ -389,6 +430,8 @@ class Host(Execution):
     def drain(self) -> None:
         """Takes no new calls, and answers those that wait as not executed."""
         self.draining = True
+        while self._intake:
+            self.in_turns(self._take_in, self.clock())
         for resident in self.live.values():
             if resident.turn is None and resident.instance is not None:
                 self.save_strays(resident)
@@ -425,8 +468,8 @@ class Host(Execution):
 
     @property
     def busy(self) -> int:
-        """Objects with a running turn or waiting calls."""
-        return sum(r.turn is not None or r.mailbox is not None for r in self.live.values())
+        """Objects with a running turn or waiting calls, and messages that were not looked at yet."""
+        return self._unread + sum(r.turn is not None or r.mailbox is not None for r in self.live.values())
 
     def unknown_field(self, namespace: str, field: str) -> None:
         """A stored field that the class no longer has: kept, and said once per class and field."""

@@ -1,11 +1,14 @@
 """Calls that wait for their object's turn, bounded in count, bytes and age.  Pure.
 
+Guarantees that each client's calls come out in their order and the clients take turns, so that what one
+has queued delays another's call by one turn; and that who has more than its share gives way when it is full.
+
 Only calls that cannot start at once get here, so a lone caller never pays for a queue.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Any
 
 from perdure.errors import Overloaded
@@ -16,86 +19,205 @@ __all__ = ["ExpiryWheel", "Mailbox", "Waiting"]
 
 _TICKS_PER_S = 20
 _EXPIRED_KEPT = 64
+_TURNS_AVERAGED = 64
 
 
 class Waiting:
     """One waiting call."""
 
-    __slots__ = ("arrived", "bucket", "deadline", "item", "peer", "size")
+    __slots__ = ("arrived", "bucket", "deadline", "item", "nested", "peer", "size")
 
-    def __init__(self, peer: Peer, item: list[Any], deadline: float, arrived: float, size: int) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        item: list[Any],
+        deadline: float,
+        arrived: float,
+        size: int,
+        nested: bool = False,
+    ) -> None:
         self.peer = peer
+        """The client; what the worker itself wants of an object has a peer of its own."""
         self.item: list[Any] | None = item
         """The call; None once it was answered without having run (its deadline passed)."""
         self.deadline = deadline
         self.arrived = arrived
         self.size = size
+        self.nested = nested
+        """Whether a turn waits for it: such a call is never given up for others."""
         self.bucket = 0
         """Where the `ExpiryWheel` keeps it."""
 
 
-class Mailbox:
-    """FIFO of one object's waiting calls."""
+class _Line:
+    """One client's calls."""
 
-    __slots__ = ("_calls", "bytes", "count")
+    __slots__ = ("bytes", "calls", "count")
 
     def __init__(self) -> None:
-        self._calls: deque[Waiting] = deque()
+        self.calls: deque[Waiting] = deque()
         self.count = 0
-        """Calls that still wait; expired ones stay in the queue but do not count."""
         self.bytes = 0
 
-    def push(self, waiting: Waiting, limits: Limits) -> None:
-        """Queues a call; raises `Overloaded` when a bound is reached."""
-        if self.count >= limits.mailbox_calls_max:
-            raise Overloaded(
-                f"{self.count} calls wait at this object already", limit="mailbox_calls_max", retry_after=1.0
-            )
-        if self.bytes + waiting.size > limits.mailbox_bytes_max:
-            raise Overloaded(
-                f"{self.bytes} bytes of calls wait at this object already",
-                limit="mailbox_bytes_max",
-                retry_after=1.0,
-            )
-        oldest = self._oldest()
+    def newest_first(self) -> list[Waiting]:
+        """The calls that may be given up for another client's."""
+        return [call for call in reversed(self.calls) if call.item is not None and not call.nested]
+
+
+class Mailbox:
+    """One object's waiting calls: of each client in order, and the clients in turns."""
+
+    __slots__ = ("_began", "_entries", "_lines", "_served", "bytes", "count")
+
+    def __init__(self) -> None:
+        self._lines: OrderedDict[Peer, _Line] = OrderedDict()
+        """The client whose call is next comes first."""
+        self._entries = 0
+        self.count = 0
+        """Calls that still wait; expired ones stay in their lines but do not count."""
+        self.bytes = 0
+        self._began = 0.0
+        self._served = 0
+        """Calls that left for their turns since then: how long one takes."""
+
+    def push(self, waiting: Waiting, limits: Limits) -> list[Waiting]:
+        """Queues a call; raises `Overloaded` when a bound is reached.
+
+        Gives the calls that had to leave for it: the newest of the client that has most, when this one's
+        has less than its share.
+        """
+        line = self._lines.get(waiting.peer)
+        oldest = self._oldest(line) if line is not None else None
         if oldest is not None and waiting.arrived - oldest.arrived > limits.mailbox_age_max_s:
-            raise Overloaded(
-                "the oldest call at this object has waited too long; its turns do not keep up",
-                limit="mailbox_age_max_s",
-                retry_after=limits.mailbox_age_max_s / 10,
+            raise self._overloaded(
+                "the oldest call of this client at this object has waited too long; its turns do not keep up",
+                "mailbox_age_max_s",
+                waiting.arrived,
+                limits,
             )
-        self._calls.append(waiting)
-        self.count += 1
-        self.bytes += waiting.size
+        displaced: list[Waiting] = []
+        if self.count >= limits.mailbox_calls_max or self.bytes + waiting.size > limits.mailbox_bytes_max:
+            displaced = self._make_room(waiting, line, limits)
+        if line is None:
+            line = self._lines[waiting.peer] = _Line()
+        if self._entries == 0:
+            self._began, self._served = waiting.arrived, 0
+        elif self._served >= 2 * _TURNS_AVERAGED:  # what was long ago counts less and less
+            self._began += (waiting.arrived - self._began) / 2
+            self._served //= 2
+        line.calls.append(waiting)
+        self._entries += 1
+        self._entered(waiting, line, 1)
+        return displaced
 
     def pop(self) -> Waiting | None:
         """The next call that still waits, or None."""
-        while self._calls:
-            waiting = self._calls.popleft()
-            if waiting.item is not None:
-                self._left(waiting)
-                return waiting
+        lines = self._lines
+        while lines:
+            peer, line = lines.popitem(last=False)
+            waiting = self._oldest(line)
+            if waiting is None:
+                continue
+            line.calls.popleft()
+            self._entries -= 1
+            self._served += 1
+            self._entered(waiting, line, -1)
+            if line.calls:
+                lines[peer] = line  # behind all other clients
+            return waiting
         return None
+
+    @property
+    def next_client(self) -> Peer | None:
+        """Whose call comes next."""
+        return next(iter(self._lines), None)
 
     def expire(self, waiting: Waiting) -> list[Any] | None:
         """Takes a waiting call out because its deadline passed; None if it is gone already."""
         item = waiting.item
         if item is not None:
             waiting.item = None
-            self._left(waiting)
-            if len(self._calls) > 2 * self.count + _EXPIRED_KEPT:
+            self._entered(waiting, self._lines[waiting.peer], -1)
+            if self._entries > 2 * self.count + _EXPIRED_KEPT:
                 # Behind a call that waits for long, expired ones would pile up without a bound.
-                self._calls = deque(call for call in self._calls if call.item is not None)
+                for peer, line in list(self._lines.items()):
+                    line.calls = deque(call for call in line.calls if call.item is not None)
+                    if not line.calls:
+                        del self._lines[peer]
+                self._entries = self.count
         return item
 
-    def _left(self, waiting: Waiting) -> None:
-        self.count -= 1
-        self.bytes -= waiting.size
+    @property
+    def entries(self) -> int:
+        """Calls in the lines, expired ones too."""
+        return self._entries
 
-    def _oldest(self) -> Waiting | None:
-        while self._calls and self._calls[0].item is None:
-            self._calls.popleft()
-        return self._calls[0] if self._calls else None
+    def _oldest(self, line: _Line) -> Waiting | None:
+        calls = line.calls
+        while calls:
+            if calls[0].item is not None:
+                return calls[0]
+            calls.popleft()
+            self._entries -= 1
+        return None
+
+    def _entered(self, waiting: Waiting, line: _Line, sign: int) -> None:
+        self.count += sign
+        self.bytes += sign * waiting.size
+        line.count += sign
+        line.bytes += sign * waiting.size
+
+    def _make_room(self, waiting: Waiting, line: _Line | None, limits: Limits) -> list[Waiting]:
+        clients = len(self._lines) + (line is None)
+        calls, size = (line.count, line.bytes) if line is not None else (0, 0)
+        calls_over = self.count + 1 - limits.mailbox_calls_max
+        bytes_over = self.bytes + waiting.size - limits.mailbox_bytes_max
+        if calls_over > 0 and calls >= limits.mailbox_calls_max // clients:
+            raise self._full_of_calls(waiting, limits)
+        if bytes_over > 0 and size + waiting.size > limits.mailbox_bytes_max // clients:
+            raise self._full_of_bytes(waiting, limits)
+        displaced: list[Waiting] = []
+        others = [other for other in self._lines.values() if other is not line]
+        others.sort(key=lambda other: other.bytes if calls_over <= 0 else other.count, reverse=True)
+        for other in others:
+            for call in other.newest_first():
+                displaced.append(call)
+                calls_over -= 1
+                bytes_over -= call.size
+                if calls_over <= 0 and bytes_over <= 0:
+                    self._give_up(displaced)
+                    return displaced
+        if calls_over > 0:
+            raise self._full_of_calls(waiting, limits)
+        raise self._full_of_bytes(waiting, limits)
+
+    def _give_up(self, displaced: list[Waiting]) -> None:
+        for call in displaced:
+            line = self._lines[call.peer]
+            line.calls.remove(call)
+            self._entries -= 1
+            self._entered(call, line, -1)
+            if not line.calls:
+                del self._lines[call.peer]
+
+    def _full_of_calls(self, waiting: Waiting, limits: Limits) -> Overloaded:
+        text = f"{self.count} calls wait at this object already"
+        return self._overloaded(text, "mailbox_calls_max", waiting.arrived, limits)
+
+    def _full_of_bytes(self, waiting: Waiting, limits: Limits) -> Overloaded:
+        text = f"{self.bytes} bytes of calls wait at this object already"
+        return self._overloaded(text, "mailbox_bytes_max", waiting.arrived, limits)
+
+    def _overloaded(self, text: str, limit: str, now: float, limits: Limits) -> Overloaded:
+        return Overloaded(text, limit=limit, retry_after=self.wait_s(now, limits))
+
+    def wait_s(self, now: float, limits: Limits) -> float:
+        """About how long the calls here will take, from how long the last ones took; within its bounds.
+
+        While none has left, the one that runs has taken at least the time since the first came.
+        """
+        turn_s = (now - self._began) / max(1, self._served)
+        return round(min(max(self.count * turn_s, limits.retry_after_min_s), limits.retry_after_max_s), 3)
 
 
 class ExpiryWheel:

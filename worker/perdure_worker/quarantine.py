@@ -13,16 +13,19 @@ Runs in the worker; a start without suspects costs one look into the store.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perdure import codec
 from perdure.errors import NotExecuted
 from perdure.limits import Limits
 from perdure_storage import keys, records
 from perdure_storage.engine import Engine
+
+if TYPE_CHECKING:
+    from perdure_worker.resident import Resident
 
 __all__ = ["Blame", "Quarantine", "Suspect"]
 
@@ -64,6 +67,7 @@ class Quarantine:
         self._limits = limits
         self._clock = wall_clock
         self.suspects: dict[bytes, Suspect] = {}
+        self._since: float | None = None
 
     # --- at the start of an incarnation, before it serves
 
@@ -141,8 +145,23 @@ class Quarantine:
                 f"again after {_time(suspect.until)}, or at once when `perdure run` is restarted"
             )
 
-    def forgive(self, key: bytes) -> bytes:
-        """The object has behaved; gives the row that is to be deleted."""
+    def behaved(self, live: Mapping[bytes, Resident], now: float) -> list[bytes]:
+        """Forgets suspects among the live objects that have run a turn late enough; gives their rows.
+
+        `now` is of the residents' clock, and counts from the first call of this method.
+        """
+        self._since = now if self._since is None else self._since
+        enough = self._since + self._limits.suspect_forgotten_s
+        rows = []
+        for key in list(self.suspects):
+            resident = live.get(key)
+            if resident is None or resident.turn is not None or resident.instance is None:
+                continue
+            if enough < resident.used < now:
+                rows.append(self._forgive(key))
+        return rows
+
+    def _forgive(self, key: bytes) -> bytes:
         suspect = self.suspects.pop(key)
         log.info(
             "an object that had ended its worker runs well again",
