@@ -48,6 +48,7 @@ class Resident:
         "misnamed",
         "name",
         "named",
+        "passed",
         "retry_at",
         "saved",
         "start_error",
@@ -81,6 +82,8 @@ class Resident:
         self.misnamed = False
         """Whether it is stored under its id alone, because its first caller did not know the name."""
         self.storage: ObjectStorage | None = None
+        self.passed = 0
+        """`id()` of the turn that last passed a commit point: not all of it can be undone."""
         self.undo: list[Any] | None = None
         """`saved` as it was before this turn's delete_all; None when there was none."""
         self.used = 0.0

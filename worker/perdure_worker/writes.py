@@ -124,6 +124,7 @@ class Writes(Answers):
         """Commits what the running turn wrote so far; raises when it cannot be stored."""
         if resident.doomed is not None:
             raise resident.doomed
+        resident.passed = id(CURRENT.get())
         changes = self._changes(resident)
         if changes is not None:
             self._join(resident, changes)
