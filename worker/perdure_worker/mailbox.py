@@ -172,13 +172,19 @@ class Mailbox:
         calls, size = (line.count, line.bytes) if line is not None else (0, 0)
         calls_over = self.count + 1 - limits.mailbox_calls_max
         bytes_over = self.bytes + waiting.size - limits.mailbox_bytes_max
-        if calls_over > 0 and calls >= limits.mailbox_calls_max // clients:
+        calls_share = limits.mailbox_calls_max // clients
+        bytes_share = limits.mailbox_bytes_max // clients
+        if calls_over > 0 and calls >= calls_share:
             raise self._full_of_calls(waiting, limits)
-        if bytes_over > 0 and size + waiting.size > limits.mailbox_bytes_max // clients:
+        if bytes_over > 0 and size + waiting.size > bytes_share:
             raise self._full_of_bytes(waiting, limits)
         displaced: list[Waiting] = []
-        others = [other for other in self._lines.values() if other is not line]
-        others.sort(key=lambda other: other.bytes if calls_over <= 0 else other.count, reverse=True)
+        if calls_over > 0:
+            others = [other for other in self._lines.values() if other.count > calls_share]
+            others.sort(key=lambda other: other.count, reverse=True)
+        else:
+            others = [other for other in self._lines.values() if other.bytes > bytes_share]
+            others.sort(key=lambda other: other.bytes, reverse=True)
         for other in others:
             for call in other.newest_first():
                 displaced.append(call)
