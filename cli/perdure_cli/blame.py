@@ -36,6 +36,8 @@ _OWN_SIGNALS: Final = frozenset(
 _FATAL: Final = "Fatal Python error"
 _FRAME: Final = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
 _FRAMES_MAX: Final = 16
+_DRIVERS: Final = tuple(f"/perdure_worker/{name}.py" for name in ("execution", "turns", "child_tasks"))
+"""What runs a turn's steps: below it there is nothing of the user's."""
 _DYING_THREAD: Final = re.compile(r"^Current thread 0x([0-9a-f]+)", re.MULTILINE)
 
 
@@ -95,12 +97,13 @@ def last_stack(seen: Seen) -> str:
     if found is None:
         return ""
     thread, _, _ = seen.stacks[found.end() :].partition("\n\n")
-    places = [
-        f"{path.rpartition('/')[2]}:{line} {function}"
-        for path, line, function in _FRAME.findall(thread)
-        if "/perdure_worker/" not in path
-    ]
-    return " < ".join(places[:_FRAMES_MAX])
+    places: list[str] = []
+    for path, line, function in _FRAME.findall(thread):
+        if path.endswith(_DRIVERS) or len(places) == _FRAMES_MAX:
+            break
+        if "/perdure_worker/" not in path:
+            places.append(f"{path.rpartition('/')[2]}:{line} {function}")
+    return " < ".join(places)
 
 
 def how_it_ended(role: Role, code: int) -> str:

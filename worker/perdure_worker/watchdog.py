@@ -29,6 +29,7 @@ log = logging.getLogger("perdure.worker")
 _LOOKS_PER_LIMIT: Final = 4
 _FRAMES_MAX: Final = 16
 _OURS: Final = str(Path(__file__).parent)
+_DRIVERS: Final = tuple(f"{_OURS}/{name}.py" for name in ("execution", "turns", "child_tasks"))
 
 
 class Blockage(NamedTuple):
@@ -147,12 +148,13 @@ class Watchdog:
 
 
 def stack_text(frame: FrameType | None) -> str:
-    """Where a thread is, innermost first, up to our own code: ``app.py:12 spin < app.py:30 start``."""
+    """Where a thread is, innermost first, up to what runs the turn: ``app.py:12 spin < app.py:30 start``."""
     places: list[str] = []
     while frame is not None and len(places) < _FRAMES_MAX:
         code = frame.f_code
-        if code.co_filename.startswith(_OURS):
+        if code.co_filename in _DRIVERS:
             break
-        places.append(f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_qualname}")
+        if not code.co_filename.startswith(_OURS):
+            places.append(f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_qualname}")
         frame = frame.f_back
     return " < ".join(places)
