@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from perdure import DurableObject, blocking
 from perdure_worker.marks import NOTHING, Marked, Marks, describe, new_memory, read_memory
+from worker.host_scene import Scene, key_of, take_time
 
+MakeScene = Callable[..., Scene]
 KEY = bytes(range(32))
 OTHER = bytes(32)
 STEP = Marked("Room", "enter", KEY)
@@ -92,3 +96,77 @@ def test_the_text_of_the_dying_lies_behind_the_marks(memory: int) -> None:
     os.write(memory, b"Fatal")
     assert read_memory(memory).stacks == "Fatal"
     assert read_memory(memory).running is None
+
+
+# --- what the host marks
+
+
+class Hall(DurableObject):
+    """Looks at the marks from inside of its steps."""
+
+    look: Callable[[], Any] = staticmethod(lambda: None)
+
+    async def on_start(self) -> None:
+        self.at_start = Hall.look()
+
+    def started(self) -> Any:
+        return self.at_start
+
+    def plain(self) -> Any:
+        return Hall.look()
+
+    async def twice(self) -> Any:
+        before = Hall.look()
+        await take_time(1.0)
+        return [before, Hall.look()]
+
+    @blocking
+    def threaded(self) -> Any:
+        return Hall.look()
+
+
+@pytest.fixture
+def scene(make_scene: MakeScene, memory: int, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    scene = make_scene(Hall)
+    marks = Marks(memory)
+    scene.host.marks = marks
+    scene.host._page = marks.page
+    scene.host._threads._marks = marks
+    monkeypatch.setattr(Hall, "look", lambda: running(memory))
+    return scene
+
+
+def running(memory: int) -> str:
+    seen = read_memory(memory)
+    steps = [seen.running, *seen.threads.values()]
+    return " ".join(f"{step.namespace}.{step.method}" for step in steps if step is not None) or "nothing"
+
+
+def test_each_kind_of_step_is_marked_while_it_runs_and_nothing_is_afterwards(
+    scene: Scene, memory: int
+) -> None:
+    assert scene.call(Hall, "one", "started") == "Hall.on_start"
+    assert scene.call(Hall, "one", "plain") == "Hall.plain"
+    assert running(memory) == "nothing"
+    call = scene.start(Hall, "one", "twice")
+    assert running(memory) == "nothing"
+    scene.advance(1.0)
+    assert call.result() == ["Hall.twice", "Hall.twice"]
+    assert running(memory) == "nothing"
+    call = scene.start(Hall, "one", "threaded")
+    scene.wait(lambda: call.answered)
+    assert set(call.result().split()) == {"Hall.threaded"}  # of the loop's step too, while that lasts
+    assert running(memory) == "nothing"
+
+
+def test_the_mark_names_the_object(scene: Scene, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def key() -> Any:
+        step = read_memory(memory).running
+        return step and step.key
+
+    monkeypatch.setattr(Hall, "look", key)
+    assert scene.call(Hall, "one", "plain") == key_of(Hall, "one")
+    call = scene.start(Hall, "two", "twice")
+    scene.call(Hall, "one", "plain")
+    scene.advance(1.0)
+    assert call.result() == [key_of(Hall, "two")] * 2

@@ -221,6 +221,7 @@ class Execution(Writes, ABC):
             self.in_turns(self._finish, resident, turn, result)
         else:
             self.in_turns(self._fail, resident, turn, failure)
+        resident.passed = 0  # another turn may get the same id()
         self.run_waiting()
         self.want_flush()
 
