@@ -65,6 +65,12 @@ class Limits:
     """Bytes of arguments waiting at one object, however few calls they are."""
     mailbox_age_max_s: float = 60.0
     """Oldest call waiting at one object; beyond it new ones are refused (its turns do not keep up)."""
+    waiting_items_max: int = 16_384
+    """Calls that a worker has read and not looked at yet; beyond it, it reads no more before it has."""
+    retry_after_min_s: float = 0.05
+    """Shortest wait that `Overloaded` asks for: repeating sooner would cost more than the turn itself."""
+    retry_after_max_s: float = 10.0
+    """Longest wait that `Overloaded` asks for: estimates of longer queues are guesses, so ask again."""
     uncommitted_bytes_max: int = 64 * MIB
     """Writes waiting for the disk in one worker; beyond it new turns wait."""
     commit_group_bytes_max: int = 1 * MIB
@@ -155,7 +161,38 @@ class Limits:
     reply_send_ttl_s: float = 604_800.0
     """The same for durable sends, whose sender may be down for days and not know what arrived: a week."""
 
+    start_timeout_s: float = 30.0
+    """From the start of a process until it is ready; replaying a shard's log takes seconds at worst."""
+    stop_margin_s: float = 2.0
+    """Added to what an ordered stop of a process may take, for the last commit and the exit itself."""
+    kill_timeout_s: float = 5.0
+    """From SIGKILL until a process is gone; one that is stuck in the kernel for longer is left behind."""
+    served_min_s: float = 1.0
+    """A process that fails by itself earlier than this after it became ready counts as not started."""
+    strikes_forgotten_s: float = 60.0
+    """Service for this long makes up for all earlier failures of a process, and restarts cost no pause."""
+    restart_pause_max_s: float = 30.0
+    """Longest pause before a process that fails again and again is started: 0, 0.1, 1, 5, then this."""
+
+    # --- misbehaviour
+    turn_blocked_s: float = 0.1
+    """A step of a turn that keeps the worker's loop for longer is logged: all others wait meanwhile."""
+    quarantine_deaths: int = 3
+    """Deaths of its worker in a row after which an object is quarantined: two may be bad luck."""
+    quarantine_s: float = 600.0
+    """How long a quarantined object is refused before it is tried again: one death costs others a second."""
+    suspect_forgotten_s: float = 60.0
+    """A turn that ends well this long after a restart clears the object; sooner it proves too little."""
+    suspects_max: int = 32
+    """Objects of one worker whose deaths are counted; more of them at once are no single object's fault."""
+    blocking_threads_max: int = 32
+    """`@blocking` methods that one worker runs at once; more of them wait until a thread is free."""
+
     # --- life cycle
+    evictions_max: int = 2_048
+    """Idle objects that are looked at in one go, so that a loop never stands still for long."""
+    eviction_looks_max: int = 32
+    """Least recently used objects that are looked at in order to make room for a new one."""
     live_objects_max: int = 200_000
     """Objects in one worker's memory, which they must fit into; the least recently used leave."""
     read_budget_messages: int = 256
@@ -182,5 +219,7 @@ class Limits:
     """Rows of the due index read at once; a start reads one page, however many alarms are pending."""
     due_rows_max: int = 4_096
     """Rows of the due index in memory, the soonest ones; the rest stays on disk until it is near."""
+    start_batch_s: float = 0.01
+    """The same in time, since turns are as long as their methods: other clients wait for the next tick."""
     slots: int = 1_024
     """Hash buckets of ids, fixed when a data directory is created: many more than workers, few to list."""

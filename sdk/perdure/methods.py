@@ -151,6 +151,7 @@ class Method:
         "interleaved",
         "is_async",
         "is_generator",
+        "mark",
         "name",
         "public",
         "result_exact",
@@ -164,6 +165,8 @@ class Method:
         self.name = name
         self.function = function
         self.title = f"{cls.__name__}.{name}()"
+        self.mark = b""
+        """What a worker notes while the method runs; set where it is registered."""
         self.is_generator = inspect.isasyncgenfunction(function)
         # A plain function that wraps an async one hands its coroutine through.
         self.is_async = inspect.iscoroutinefunction(function) or (

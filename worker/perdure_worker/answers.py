@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from perdure import codec, protocol
-from perdure.errors import PerdureError, StorageError, to_wire
+from perdure.errors import MessageTooLarge, PerdureError, StorageError, to_wire
 from perdure.remote_errors import dump_exception
 from perdure_worker.gates import Gate
 from perdure_worker.peers import Peer
@@ -17,9 +17,13 @@ from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.system_turns import SystemTurn
 
-__all__ = ["Answers"]
+__all__ = ["Answers", "ResultTooLarge"]
 
 _SEQUENCE_BITS = (1 << 64) - 1
+
+
+class ResultTooLarge(MessageTooLarge):
+    """The result of a turn is over the limit, and all that the turn did was undone.  Travels as its base."""
 
 
 class Answers:
@@ -61,7 +65,7 @@ class Answers:
         if isinstance(peer, SystemTurn):
             peer.failed(resident, error)
             return
-        if isinstance(error, StorageError) and resident.instance is None:
+        if type(error) is ResultTooLarge or (isinstance(error, StorageError) and resident.instance is None):
             reply = codec.encode([sequence, protocol.STATUS_ERROR, to_wire(error)])
         else:
             raised = dump_exception(error, resident.label, with_traceback=self._tracebacks)

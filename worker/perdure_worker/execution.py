@@ -26,9 +26,11 @@ from perdure.codec import SCALARS
 from perdure.errors import InvalidArgument, MessageTooLarge, PerdureError
 from perdure.methods import Method
 from perdure_worker import migrations
+from perdure_worker.answers import ResultTooLarge
 from perdure_worker.cell import Aborted
 from perdure_worker.clients import Request
 from perdure_worker.interleaving import run_beside
+from perdure_worker.marks import MARK
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
 from perdure_worker.retries import Retries
@@ -79,7 +81,9 @@ class Execution(Retries):
         self._spare = TurnTask(parts.loop)
         self._spare_references = 0
         """References to a spare that nobody kept and nobody touched."""
-        self._threads = BlockingThreads(parts.loop)
+        self._threads = BlockingThreads(parts.loop, parts.marks, settings.limits.blocking_threads_max)
+        self.marks = parts.marks
+        self._note, self._page = MARK.pack_into, parts.marks.page
 
     @abstractmethod
     def on_idle(self, resident: Resident) -> None:
@@ -114,6 +118,7 @@ class Execution(Retries):
         try:
             self._context.run(run, *args)
         finally:
+            self.marks.end()
             leave(self.loop, self._spare)
 
     def _replace_spare(self) -> TurnTask:
@@ -139,6 +144,7 @@ class Execution(Retries):
     ) -> None:
         """Runs a turn to its end or first suspension.  Within `in_turns`; never raises."""
         turn: Turn = (peer, sequence, method, deadline, chain, request)
+        self._note(self._page, 0, method.mark, resident.key)  # as Marks.begin, without the call
         try:
             arguments, keywords = method.bind(args, kwargs)
         except BaseException as error:  # users' constructors and validators run here
@@ -197,6 +203,7 @@ class Execution(Retries):
         self, resident: Resident, turn: Turn, coroutine: Any, context: Context, yielded: Any
     ) -> None:
         task = self._replace_spare()
+        task.marks, task.mark = self.marks, self.marks.current()
         task.turn = (resident, turn, self.loop.call_later(self.limits.turn_max_s, self._cut, task))
         if turn[TURN_METHOD] is not None:
             self.windows.suspended(resident, turn, turn[TURN_REQUEST])
@@ -250,7 +257,7 @@ class Execution(Retries):
             else:
                 reply = b"\x93" + self._pack(sequence) + b"\x00" + codec.encode(result)
             if len(reply) > self._message_bytes_max:
-                self._too_large(len(reply))
+                self._too_large(resident, turn, len(reply))
             # As `_changes`, without the call (0.05 µs).
             changes = resident.changed_fields(self._pack, self._value_bytes_max)
             if changes is None and resident.storage is not None and resident.storage._dirty:
@@ -326,12 +333,16 @@ class Execution(Retries):
         self.on_idle(resident)
         work.ended(resident)
 
-    def _too_large(self, size: int) -> None:
-        raise MessageTooLarge(
-            f"the result has {size} bytes encoded; the limit is {self._message_bytes_max}",
-            size=size,
-            limit=self._message_bytes_max,
-        )
+    def _too_large(self, resident: Resident, turn: Turn, size: int) -> None:
+        limit = self._message_bytes_max
+        text = f"the result of {turn[TURN_METHOD].title} has {size} bytes encoded; the limit is {limit}"
+        progress = self.progress.get(id(turn))
+        if progress is not None and (progress.wrote or progress.calls):
+            # Then "nothing happened" would not be true.
+            raise MessageTooLarge(
+                f"{text}; what it did up to its last commit point stays", size=size, limit=limit
+            )
+        raise ResultTooLarge(f"{text}; what the method did was undone", size=size, limit=limit)
 
     def _fail(self, resident: Resident, turn: Turn, error: BaseException) -> None:
         progress = self.progress.pop(id(turn), None)
@@ -396,6 +407,7 @@ class Execution(Retries):
 
     def _start(self, resident: Resident, turn: Turn) -> None:
         begin = resident.cls.begin
+        self.marks.begin(resident.cls.start_mark, resident.key)
         try:
             if migrations.load(self, resident, turn):
                 return
