@@ -4,6 +4,7 @@ A class that derives from `DurableObject` describes objects that have a global i
 storage, and run one call at a time in exactly one place.
 """
 
+from perdure.alarm import Alarm
 from perdure.client import Client, connect
 from perdure.errors import (
     DeadlineExceeded,
@@ -30,6 +31,7 @@ from perdure.remote_errors import register_exception
 from perdure.sync_client import SyncClient, connect_sync
 
 __all__ = [
+    "Alarm",
     "Client",
     "DeadlineExceeded",
     "DeadlockError",

@@ -69,8 +69,19 @@ class Limits:
     """A commit group is closed at this size: LevelDB itself stops merging writes there."""
     peers_max: int = 10_000
     """Peers of one door: an ipc door aborts its process when file descriptors run out."""
+    reply_window_calls_max: int = 2_048
+    """Recorded replies of one client's open calls to one object, twice what fits into a mailbox; then the
+    oldest are dropped, and retries of what is older are refused."""
+    reply_window_bytes_max: int = 256 * KIB
+    """Bytes of those replies, which each commit of the object writes again; larger ones are not kept."""
+    reply_windows_max: int = 8_192
+    """Clients' windows in a worker's memory that nothing needs: the others are read again when needed."""
+    clients_known_max: int = 10_000
+    """Clients that a worker knows the open calls of; a forgotten one tells them again with its next call."""
     raw_calls_in_flight_max: int = 100_000
     """Single calls that the router remembers so that it can answer for a worker that dies."""
+    stragglers_max: int = 64
+    """Old open calls that a client lists with each message, so that workers can forget those after them."""
     chain_depth_max: int = 32
     """Objects that wait for each other in one chain of calls: a longer one is a recursion gone wrong."""
 
@@ -99,6 +110,10 @@ class Limits:
     """Ordered shutdown: how long running turns may take; what stops a service waits 10 s or more."""
     goodbye_timeout_s: float = 1.0
     """Ordered shutdown: how long peers may take to acknowledge a closing door; milliseconds are usual."""
+    reply_ttl_s: float = 7_200.0
+    """Recorded replies are kept this long at least: twice the longest deadline until which clients retry."""
+    reply_named_ttl_s: float = 86_400.0
+    """The same for callers that may come back, with a request id of their own or as raw clients: a day."""
 
     # --- life cycle
     live_objects_max: int = 200_000
@@ -109,5 +124,23 @@ class Limits:
     """The same in time: batches of thousands of calls must not keep the loop from its heartbeat."""
     start_batch_turns: int = 2_048
     """Turns started in one loop tick before replies and commits are looked after."""
+    alarms_max: int = 10_000
+    """Alarms of one object, dead ones included: `list_alarms` gives all of them in one turn."""
+    alarms_running_max: int = 4_096
+    """Objects of one worker with an alarm that runs or waits for its turn; others' stay on disk meanwhile."""
+    alarms_waiting_max: int = 16_384
+    """Due alarms that wait behind another one of their object; beyond it all alarms of the worker wait."""
+    alarm_retries_max: int = 6
+    """Retries of an alarm whose handler fails, over two minutes; then only people or code can help."""
+    alarm_retry_s: float = 2.0
+    """Pause before the first retry, doubled with each further one, plus up to a quarter at random."""
+    alarm_error_chars: int = 500
+    """Text that is kept of the error of an alarm's last run, to show why it is retried or dead."""
+    due_batch_rows: int = 64
+    """Alarms and the like that start in one loop tick: ten thousand at once hold up nobody's calls."""
+    due_page_rows: int = 1_024
+    """Rows of the due index read at once; a start reads one page, however many alarms are pending."""
+    due_rows_max: int = 4_096
+    """Rows of the due index in memory, the soonest ones; the rest stays on disk until it is near."""
     slots: int = 1_024
     """Hash buckets of ids, fixed when a data directory is created: many more than workers, few to list."""

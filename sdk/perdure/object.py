@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Iterable, Mapping
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, overload
 
+from perdure.alarm import DEFAULT_ALARM, Alarm
 from perdure.errors import InvalidArgument
 from perdure.ids import ObjectId
 from perdure.limits import Limits
@@ -19,6 +21,7 @@ __all__ = ["Context", "DurableObject", "Storage", "namespace_of"]
 
 T = TypeVar("T")
 _Keys = Iterable[str]
+_Alarms = list[Alarm]
 _NAMESPACE = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*", re.ASCII)
 _NAMESPACE_CHARS_MAX = Limits().namespace_chars_max
 _NAMESPACE_RULE = (
@@ -56,6 +59,27 @@ class Storage(ReadableStorage, Protocol):
 
     def snapshot(self) -> Snapshot:
         """``with self.storage.snapshot() as view:`` reads one instant over any number of awaits and pages."""
+
+    def set_alarm(self, when: datetime | timedelta | float, name: str = DEFAULT_ALARM) -> None:
+        """Has the class's handler ``alarm(self, alarm)`` called at `when` or soon after, never before.
+
+        `when` is an aware datetime, a timedelta from now, or seconds since the epoch.  An object can have
+        any number of alarms by name, up to `alarms_max`; setting one again replaces it.  It is stored with
+        the turn's other writes or not at all.  The handler runs at least once, as a turn like any call:
+        its writes and the deletion of the alarm are one commit.  When it raises, it is run again after 2 s,
+        4 s, 8 s ... with a growing `alarm.attempt`; after `alarm_retries_max` retries the alarm stays as
+        dead, for `list_alarms` to show.  Raises `StorageError` for a class without the handler, a naive
+        datetime, and what is no time.
+        """
+
+    async def get_alarm(self, name: str = DEFAULT_ALARM) -> datetime | None:
+        """What the alarm is set to (UTC); None when it is not set, is dead, or runs just now."""
+
+    def delete_alarm(self, name: str = DEFAULT_ALARM) -> bool:
+        """Deletes an alarm, dead or not; whether there was one.  One that runs just now runs to its end."""
+
+    async def list_alarms(self) -> _Alarms:
+        """All alarms by their times, also the dead ones; without the one that runs just now."""
 
     async def delete_all(self) -> None:
         """Deletes all values, durable fields and alarms; the object leaves the namespace's listing."""

@@ -12,7 +12,10 @@ The first byte is the region:
     0x01  object rows           0x01 | slot u16 | ns length u8 | ns | id 32 bytes | kind u8 | key
     0x02  names index           0x02 | ns length u8 | ns | 0x00 | id 32 bytes      (unique objects)
                                 0x02 | ns length u8 | ns | 0x01 | name in UTF-8    (named objects)
-    0x03  reserved for alarms
+    0x03  due index             0x03 | time u64 | kind u8 | slot u16 | ns length u8 | ns | id 32 bytes | key
+
+A row of the due index says when something is to be done for the object row of the same slot, namespace,
+id, kind and key (an alarm, a send): the soonest of all objects of a worker come first.
 
 Numbers are big-endian, so that their order is the order of their bytes. Only the last part of a row has
 a free length, hence nothing needs a terminator or an escape.
@@ -24,6 +27,7 @@ from typing import Final, NamedTuple
 
 __all__ = [
     "ALARM",
+    "DUE_REGION",
     "EPOCH_KEY",
     "FIELD",
     "FORMAT_KEY",
@@ -38,12 +42,17 @@ __all__ = [
     "SLOTS_MAX",
     "SOCKET",
     "VALUE",
+    "DueRow",
     "NamesRow",
     "ObjectRow",
+    "due_at_ms",
+    "due_key",
+    "due_key_of",
     "names_key",
     "names_prefix",
     "names_value",
     "object_prefix",
+    "parse_due_row",
     "parse_names_row",
     "parse_names_value",
     "parse_object_row",
@@ -54,7 +63,8 @@ __all__ = [
 SHARD_REGION: Final = b"\x00"
 OBJECTS_REGION: Final = b"\x01"
 NAMES_REGION: Final = b"\x02"
-RESERVED_REGION: Final = b"\x03"
+DUE_REGION: Final = b"\x03"
+RESERVED_REGION: Final = b"\x04"
 """First region that this version does not write; rows at or above it belong to a newer one."""
 
 FORMAT_KEY: Final = SHARD_REGION + b"format"
@@ -68,6 +78,7 @@ FIELD: Final = b"\x01"
 VALUE: Final = b"\x02"
 """One value of `self.storage`; the key is the user's."""
 ALARM: Final = b"\x03"
+"""One alarm; the key is its name. Under the empty key: how many alarms the object has."""
 REPLY: Final = b"\x04"
 OUTBOX: Final = b"\x05"
 SOCKET: Final = b"\x06"
@@ -75,6 +86,8 @@ SOCKET: Final = b"\x06"
 ID_BYTES: Final = 32
 SLOTS_MAX: Final = 1 << 16
 _NAMESPACE_BYTES_MAX: Final = 255
+_TIME_BYTES: Final = 8
+_DUE_KIND_AT: Final = 1 + _TIME_BYTES
 _UNIQUE: Final = b"\x00"
 _NAMED: Final = b"\x01"
 
@@ -86,6 +99,18 @@ class ObjectRow(NamedTuple):
     namespace: str
     object_id: bytes
     kind: bytes
+    key: bytes
+
+
+class DueRow(NamedTuple):
+    """What the key of a row of the due index says: when `kind` and `key` of which object are due."""
+
+    at_ms: int
+    """Milliseconds since the epoch, by the wall clock."""
+    kind: bytes
+    slot: int
+    namespace: str
+    object_id: bytes
     key: bytes
 
 
@@ -165,6 +190,45 @@ def parse_names_value(value: bytes) -> tuple[int, bytes]:
     if len(value) != 2 + ID_BYTES:
         raise ValueError(f"not the value of a names-index row: {value[:80].hex()}")
     return int.from_bytes(value[:2], "big"), value[2:]
+
+
+def due_key(at_ms: int, kind: bytes, slot: int, namespace: str, object_id: bytes, key: bytes) -> bytes:
+    """Key of the row of the due index for an object row; what it holds is an empty payload, sealed.
+
+    Raises `OverflowError` for a time before the epoch, ValueError for what `object_prefix` refuses.
+    """
+    time = at_ms.to_bytes(_TIME_BYTES, "big")
+    return DUE_REGION + time + kind + object_prefix(slot, namespace, object_id)[1:] + key
+
+
+def due_key_of(at_ms: int, object_row: bytes) -> bytes:
+    """As `due_key`, for the row of an object whose whole key is at hand."""
+    kind_at = 4 + object_row[3] + ID_BYTES
+    kind = object_row[kind_at : kind_at + 1]
+    time = at_ms.to_bytes(_TIME_BYTES, "big")
+    return DUE_REGION + time + kind + object_row[1:kind_at] + object_row[kind_at + 1 :]
+
+
+def due_at_ms(row: bytes) -> int:
+    """When a row of the due index is due: the one part that is needed of many rows."""
+    return int.from_bytes(row[1:_DUE_KIND_AT], "big")
+
+
+def parse_due_row(row: bytes) -> DueRow:
+    """The parts of the key of a row of the due index; ValueError when `row` is not one."""
+    ns_at = _DUE_KIND_AT + 4
+    ns_end = ns_at + row[ns_at - 1] if len(row) >= ns_at else 0
+    key_at = ns_end + ID_BYTES
+    if not row.startswith(DUE_REGION) or ns_end == 0 or len(row) < key_at:
+        raise ValueError(f"not the key of a row of the due index: {row[:80].hex()}")
+    return DueRow(
+        at_ms=due_at_ms(row),
+        kind=row[_DUE_KIND_AT : _DUE_KIND_AT + 1],
+        slot=int.from_bytes(row[_DUE_KIND_AT + 1 : ns_at - 1], "big"),
+        namespace=row[ns_at:ns_end].decode(),
+        object_id=row[ns_end:key_at],
+        key=row[key_at:],
+    )
 
 
 def prefix_end(prefix: bytes) -> bytes:

@@ -18,17 +18,21 @@ committer after `_join`, so that they win over what `delete_all` removed.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from perdure.errors import StorageError
 from perdure_storage.commit import Committer
 from perdure_storage.engine import Reader
 from perdure_storage.key_values import StorageBackend, WritableRows, row_size
-from perdure_storage.keys import META, REPLY
+from perdure_storage.keys import DUE_REGION, META, REPLY
+from perdure_storage.records import seal
 from perdure_storage.snapshot import SnapshotView
 from perdure_storage.transaction import Transaction
 
 __all__ = ["ObjectStorage", "StorageBackend"]
+
+
+_DueChanges = list[tuple[bytes, bool]]
 
 
 def _always() -> bool:
@@ -44,6 +48,7 @@ class ObjectStorage(WritableRows):
 
     __slots__ = (
         "_commit_point",
+        "_due",
         "_names_row",
         "_on_delete_all",
         "_overlay",
@@ -64,6 +69,7 @@ class ObjectStorage(WritableRows):
         self._names_row = names_row  # keys.names_key(...) of the object
         self._commit_point = commit_point
         self._on_delete_all = on_delete_all
+        self._due = False  # whether _writes may hold rows of the due index
         self._overlay: dict[bytes, tuple[int, bytes | None]] = {}  # row -> (its commit group, its record)
         self._overlay_group = 0  # the highest group in _overlay
         self._transaction: Transaction | None = None  # the last one that was opened; it may have ended
@@ -123,6 +129,19 @@ class ObjectStorage(WritableRows):
         """Whether one of those writes stores something; META and the name then belong into the commit."""
         return any(record is not None for record in self._writes.values())
 
+    def _put_due(self, row: bytes, *, stored: bool) -> None:
+        """Adds a row of the due index to the write-set, or with `stored` false its removal."""
+        self._put_row(row, seal(row, b"") if stored else None)
+        self._due = True
+
+    def _due_changes(self) -> _DueChanges:
+        """The rows of the due index in the write-set, and whether each is stored or removed."""
+        if not self._due:
+            return []
+        return [
+            (row, record is not None) for row, record in self._writes.items() if row.startswith(DUE_REGION)
+        ]
+
     def _join(self, committer: Committer) -> None:
         """Commit point: all writes since the last one join the group that is open now."""
         if not self._writes:
@@ -136,6 +155,15 @@ class ObjectStorage(WritableRows):
             overlay[row] = (group, record)
         self._overlay_group = group
         self._discard()
+
+    def _discard(self) -> None:
+        super()._discard()
+        self._due = False
+
+    def _lay_over(self, rows: Mapping[bytes, bytes | None], group: int) -> None:
+        """Rows that the host put into commit group `group` itself, beside the write-set."""
+        self._overlay.update((row, (group, record)) for row, record in rows.items())
+        self._overlay_group = group
 
     def _settle(self, durable_group: int) -> None:
         """Groups up to `durable_group` are on disk: the engine knows their rows now."""
@@ -153,6 +181,12 @@ class ObjectStorage(WritableRows):
     def _read(self, row: bytes) -> bytes | None:
         if row in self._writes:
             return self._writes[row]
+        if row in self._overlay:
+            return self._overlay[row][1]
+        return self._backend.engine.get(row)
+
+    def _read_joined(self, row: bytes) -> bytes | None:
+        """The row as of the last commit point."""
         if row in self._overlay:
             return self._overlay[row][1]
         return self._backend.engine.get(row)

@@ -29,8 +29,10 @@ from typing import Final, NamedTuple
 from perdure.errors import StorageError
 from perdure_storage.engine import Batch, Engine
 from perdure_storage.keys import (
+    DUE_REGION,
     NAMES_REGION,
     RESERVED_REGION,
+    parse_due_row,
     parse_names_value,
     prefix_end,
     slot_bounds,
@@ -182,7 +184,10 @@ class _Stores:
 
 
 def _rows_of(store: Engine, slots: range) -> Generator[tuple[bytes, bytes], None, None]:
-    """Every row that belongs to `slots`: the objects', then their names'. A damaged one is an error."""
+    """Every row that belongs to `slots`: the objects', their names', what is due for them.
+
+    A damaged one is an error.
+    """
     with store.scan(*slot_bounds(slots)) as rows:
         for key, record in rows:
             unseal(key, record)
@@ -191,6 +196,11 @@ def _rows_of(store: Engine, slots: range) -> Generator[tuple[bytes, bytes], None
         for key, record in rows:
             slot, _ = parse_names_value(unseal(key, record))
             if slot in slots:
+                yield key, record
+    with store.scan(DUE_REGION, prefix_end(DUE_REGION)) as rows:
+        for key, record in rows:
+            unseal(key, record)
+            if parse_due_row(key).slot in slots:
                 yield key, record
 
 

@@ -18,7 +18,7 @@ SDK = Path(__file__).resolve().parents[2] / "sdk"
 MODULES = sorted(module.name for module in pkgutil.iter_modules(perdure.__path__, "perdure."))
 
 PUBLIC = frozenset(
-    {"Client", "DurableObject", "Limits", "ListedObject", "Listing", "ObjectId", "SyncClient"}
+    {"Alarm", "Client", "DurableObject", "Limits", "ListedObject", "Listing", "ObjectId", "SyncClient"}
     | {"connect", "connect_sync", "durable", "register_exception"}
     | {"blocking", "public"}  # decorators; `interleaved` does nothing in a worker yet
     | {name for name in errors.__all__ if isinstance(getattr(errors, name), type)}

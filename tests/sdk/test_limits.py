@@ -86,6 +86,7 @@ def test_limits_are_positive_and_fit_into_each_other() -> None:
     assert limits.message_bytes_max < limits.router_queue_bytes_max
     assert limits.message_bytes_max < limits.reply_queue_bytes_max
     assert limits.batch_bytes_max <= limits.message_bytes_max
+    assert limits.due_batch_rows <= limits.due_page_rows <= limits.due_rows_max // 2
     assert limits.namespace_chars_max <= 64  # the key of BLAKE2, see ids.py
     assert limits.call_timeout_s <= limits.turn_max_s <= limits.call_timeout_max_s
     assert limits.heartbeat_interval_s * 3 < limits.heartbeat_lost_s

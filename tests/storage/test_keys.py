@@ -22,6 +22,13 @@ ROWS = st.tuples(SLOTS, NAMESPACES, IDS, KINDS, st.one_of(TEXTS.map(str.encode),
 NAMES = st.tuples(NAMESPACES, st.one_of(st.none(), TEXTS), IDS)
 PREFIXES = st.binary(min_size=1, max_size=5).filter(lambda prefix: prefix.strip(b"\xff"))
 
+TIMES = st.one_of(st.integers(0, (1 << 64) - 1), st.integers(0, 300))
+
+
+def due_key(at_ms: int, row: tuple[int, str, bytes, bytes, bytes]) -> bytes:
+    slot, namespace, object_id, kind, key = row
+    return keys.due_key(at_ms, kind, slot, namespace, object_id, key)
+
 
 def row_key(row: tuple[int, str, bytes, bytes, bytes]) -> bytes:
     slot, namespace, object_id, kind, key = row
@@ -43,6 +50,41 @@ def test_rows_are_equal_only_for_equal_parts_and_sorted_by_them(
 
     assert (row_key(a) == row_key(b)) == (a == b)
     assert (row_key(a) < row_key(b)) == (order(a) < order(b))
+
+
+@given(TIMES, ROWS)
+def test_a_due_row_reads_back_as_what_it_was_made_from(
+    at_ms: int, row: tuple[int, str, bytes, bytes, bytes]
+) -> None:
+    found = keys.parse_due_row(due_key(at_ms, row))
+    assert (found.slot, found.namespace, found.object_id, found.kind, found.key) == row
+    assert found.at_ms == keys.due_at_ms(due_key(at_ms, row)) == at_ms
+    assert keys.due_key_of(at_ms, row_key(row)) == due_key(at_ms, row)
+
+
+@given(TIMES, ROWS, TIMES, ROWS)
+def test_due_rows_are_equal_only_for_equal_parts_and_the_soonest_come_first(
+    at_ms: int,
+    row: tuple[int, str, bytes, bytes, bytes],
+    other_at_ms: int,
+    other: tuple[int, str, bytes, bytes, bytes],
+) -> None:
+    a, b = due_key(at_ms, row), due_key(other_at_ms, other)
+    assert (a == b) == ((at_ms, row) == (other_at_ms, other))
+    if at_ms != other_at_ms:
+        assert (a < b) == (at_ms < other_at_ms)
+
+
+def test_what_is_no_due_row_is_refused() -> None:
+    whole = keys.due_key(7, keys.ALARM, 5, "Room", bytes(32), b"")
+    assert keys.parse_due_row(whole).key == b""
+    for cut in range(len(whole)):
+        with pytest.raises(ValueError, match="due index"):
+            keys.parse_due_row(whole[:cut])
+    with pytest.raises(ValueError, match="due index"):
+        keys.parse_due_row(keys.OBJECTS_REGION + whole[1:])
+    with pytest.raises(OverflowError):
+        keys.due_key(-1, keys.ALARM, 5, "Room", bytes(32), b"")
 
 
 @given(SLOTS, NAMESPACES, IDS, NAMESPACES, IDS, KINDS, st.binary(max_size=6))

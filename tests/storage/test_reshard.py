@@ -112,12 +112,16 @@ def rows_of_objects(numbers: Any) -> list[tuple[bytes, bytes]]:
         name = None if number % 3 == 0 else f"room {number}"
         names_key = keys.names_key("Room", name, object_id)
         rows.append((names_key, seal(names_key, keys.names_value(slot, object_id))))
+        due_key = keys.due_key(1_000_000 - number, keys.ALARM, slot, "Room", object_id, b"ring")
+        rows.append((due_key, seal(due_key, b"")))
     return rows
 
 
 def slot_of(key: bytes, record: bytes) -> int:
     if key.startswith(keys.OBJECTS_REGION):
         return keys.parse_object_row(key).slot
+    if key.startswith(keys.DUE_REGION):
+        return keys.parse_due_row(key).slot
     return keys.parse_names_value(record[5:])[0]
 
 
@@ -390,7 +394,7 @@ def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
 
 def test_rows_of_a_region_that_this_version_does_not_know_are_not_left_behind(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path / "data", 1)
-    cluster.write(0, {keys.RESERVED_REGION + b"alarm": b"x"})
+    cluster.write(0, {keys.RESERVED_REGION + b"new": b"x"})
     with pytest.raises(StorageError, match="does not know"):
         cluster.reshard(2)
     assert len(cluster.placement()) == 1

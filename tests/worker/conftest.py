@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from worker.alarm_scene import ALARM_CLASSES
 from worker.host_scene import Scene
 
 
@@ -22,3 +23,9 @@ def make_scene() -> Iterator[Callable[..., Scene]]:
     yield make
     for scene in scenes:
         scene.close()
+
+
+@pytest.fixture
+def scene(make_scene: Callable[..., Scene]) -> Scene:
+    """A worker of the classes of `alarm_scene`."""
+    return make_scene(*ALARM_CLASSES)

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from perdure import Limits, StorageError, codec
+from perdure_storage import keys
 from perdure_storage.memory import MemoryEngine
-from perdure_storage.object_storage import ObjectStorage, StorageBackend
+from perdure_storage.object_storage import StorageBackend
+from perdure_worker.alarm_storage import AlarmRules
 from perdure_worker.turn_storage import TurnStorage
 
 WRITES: dict[str, tuple[Any, ...]] = {
@@ -22,11 +24,14 @@ WRITES: dict[str, tuple[Any, ...]] = {
     "delete": ("k",),
     "delete_many": (["k"],),
     "delete_all": (),
+    "set_alarm": (1,),
+    "delete_alarm": (),
     "sync": (),
     "transaction": (),
     "snapshot": (),
 }
 READS: dict[str, tuple[Any, ...]] = {"get": ("k",), "get_many": (["k"],), "list": ()}
+ALARM_READS: dict[str, tuple[Any, ...]] = {"get_alarm": (), "list_alarms": ()}
 
 
 class Turns:
@@ -47,12 +52,14 @@ class Turns:
 def storage(turns: Turns) -> TurnStorage:
     return TurnStorage(
         StorageBackend(MemoryEngine(), Limits(), codec.encode, codec.decode),
-        prefix=b"\x01p",
+        prefix=keys.object_prefix(5, "Room", bytes(32)),
         names_row=b"\x02n",
         commit_point=turns.commit,
         on_delete_all=lambda: None,
         check_turn=turns.check,
         in_turn=lambda: turns.running,
+        alarm_rules=AlarmRules(lambda: 0, bytes, 10, 512),
+        has_handler=True,
     )
 
 
@@ -89,6 +96,7 @@ def test_outside_of_a_turn_a_write_raises_and_leaves_nothing(method: str) -> Non
     with pytest.raises(StorageError, match="no turn runs"):
         ended(getattr(it, method)(*WRITES[method]))
     assert ended(it.list()) == {"k": 0}
+    assert ended(it.list_alarms()) == []
     assert turns.commits == 0
 
 
@@ -101,9 +109,18 @@ def test_outside_of_a_turn_reads_work(method: str) -> None:
     assert ended(getattr(it, method)(*READS[method])) in (1, {"k": 1})
 
 
+def test_outside_of_a_turn_alarms_can_be_read() -> None:
+    turns = Turns()
+    it = storage(turns)
+    it.set_alarm(1)
+    turns.running = False
+    assert ended(it.get_alarm()) is not None
+    assert len(ended(it.list_alarms())) == 1
+
+
 def test_no_method_of_storage_is_forgotten() -> None:
-    public = {name for name, _ in inspect.getmembers(ObjectStorage, callable) if name[0] != "_"}
-    assert public == WRITES.keys() | READS.keys()
+    public = {name for name, _ in inspect.getmembers(TurnStorage, callable) if name[0] != "_"}
+    assert public == WRITES.keys() | READS.keys() | ALARM_READS.keys()
 
 
 def test_a_transaction_and_a_snapshot_end_with_their_turn() -> None:

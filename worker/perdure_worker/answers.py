@@ -15,6 +15,7 @@ from perdure_worker.gates import Gate
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
+from perdure_worker.system_turns import SystemTurn
 
 __all__ = ["Answers"]
 
@@ -42,12 +43,24 @@ class Answers:
             # The header has room for 64 bits.  A sequence beyond them is nobody's, but must not stop others.
             peer.sequences.append(sequence & _SEQUENCE_BITS)
 
-    def refuse(self, peer: Peer, sequence: int, error: PerdureError) -> None:
+    def refuse(self, peer: Peer | SystemTurn, sequence: int, error: PerdureError) -> None:
         """The call did not run; its answer waits for nothing."""
-        self.reply(peer, sequence, self._pack([sequence, protocol.STATUS_ERROR, to_wire(error)]))
+        if isinstance(peer, SystemTurn):
+            peer.dropped()
+            return
+        self.reply(peer, sequence, self.error_reply(sequence, error))
 
-    def reply_failure(self, resident: Resident, peer: Peer, sequence: int, error: BaseException) -> None:
+    def error_reply(self, sequence: int, error: PerdureError) -> bytes:
+        """What `refuse` sends."""
+        return self._pack([sequence, protocol.STATUS_ERROR, to_wire(error)])
+
+    def reply_failure(
+        self, resident: Resident, peer: Peer | SystemTurn, sequence: int, error: BaseException
+    ) -> None:
         """The turn raised; the answer waits for what the object committed before."""
+        if isinstance(peer, SystemTurn):
+            peer.failed(resident, error)
+            return
         if isinstance(error, StorageError) and resident.instance is None:
             reply = codec.encode([sequence, protocol.STATUS_ERROR, to_wire(error)])
         else:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
@@ -26,21 +26,25 @@ from perdure.codec import SCALARS
 from perdure.errors import InvalidArgument, MessageTooLarge, PerdureError
 from perdure.methods import Method
 from perdure_worker.cell import Aborted, HostCell
+from perdure_worker.clients import Request
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
+from perdure_worker.retries import Retries
 from perdure_worker.settings import Collaborators, HostSettings
+from perdure_worker.system_turns import SystemTurn
 from perdure_worker.threads import BlockingThreads
 from perdure_worker.turns import (
     CURRENT,
     TURN_METHOD,
     TURN_PEER,
+    TURN_REQUEST,
     TURN_SEQUENCE,
+    Progress,
     Turn,
     TurnTask,
     enter,
     leave,
 )
-from perdure_worker.writes import Writes
 
 __all__ = ["Execution", "TurnLimit"]
 
@@ -56,7 +60,7 @@ class TurnLimit(Exception):
     """The turn was cancelled at `turn_max_s`; what it wrote since its last commit point is discarded."""
 
 
-class Execution(Writes, ABC):
+class Execution(Retries):
     """Runs turns; `Host` decides which."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
@@ -129,9 +133,10 @@ class Execution(Writes, ABC):
         kwargs: Any,
         deadline: float,
         chain: list[list[Any]] | None,
+        request: Request | None,
     ) -> None:
         """Runs a turn to its end or first suspension.  Within `in_turns`; never raises."""
-        turn: Turn = (peer, sequence, method, deadline, chain)
+        turn: Turn = (peer, sequence, method, deadline, chain, request)
         try:
             arguments, keywords = method.bind(args, kwargs)
         except BaseException as error:  # users' constructors and validators run here
@@ -188,6 +193,8 @@ class Execution(Writes, ABC):
     ) -> None:
         task = self._replace_spare()
         task.turn = (resident, turn, self.loop.call_later(self.limits.turn_max_s, self._cut, task))
+        if turn[TURN_METHOD] is not None:
+            self.windows.suspended(resident, turn, turn[TURN_REQUEST])
         task.adopt(coroutine, context, yielded, self._on_task_done)
 
     def _cut(self, task: TurnTask) -> None:
@@ -195,10 +202,7 @@ class Execution(Writes, ABC):
         resident, turn, _ = task.turn
         log.warning(
             "a turn reached its limit and is cancelled",
-            extra={
-                "object": resident.label,
-                "method": turn[TURN_METHOD].name if turn[TURN_METHOD] else "on_start",
-            },
+            extra={"object": resident.label, "method": _title(turn)},
         )
         if resident.doomed is None:
             limit_s = self.limits.turn_max_s
@@ -209,6 +213,8 @@ class Execution(Writes, ABC):
     def _on_task_done(self, task: TurnTask, result: Any, failure: BaseException | None) -> None:
         resident, turn, timer = task.turn
         timer.cancel()
+        if turn[TURN_METHOD] is not None:
+            self.windows.ended(resident, turn[TURN_REQUEST])
         self.touch(resident)
         if failure is None:
             self.in_turns(self._finish, resident, turn, result)
@@ -218,10 +224,11 @@ class Execution(Writes, ABC):
         self.want_flush()
 
     def _finish(self, resident: Resident, turn: Turn, result: Any) -> None:
-        peer, sequence, method, _, _ = turn
+        peer, sequence, method, _, _, _ = turn
         if method is None or resident.doomed is not None:
             self._finish_other(resident, turn)
             return
+        progress = self.progress.get(id(turn)) if self.progress else None
         try:
             kind = type(result)
             if kind is not method.result_exact:
@@ -241,8 +248,11 @@ class Execution(Writes, ABC):
             self._fail(resident, turn, error)
             return
         resident.turn = None
-        if changes is not None:
+        if progress is not None:
+            self._finish_known(resident, turn, changes, reply, progress)
+        elif changes is not None:
             self._join(resident, changes)
+            self.record(resident, turn, reply, None)
             self.gate.hold(resident.ticket, (self._reply, peer, sequence, reply))
         elif resident.ticket > self.durable:
             self.gate.hold(resident.ticket, (self._reply, peer, sequence, reply))
@@ -251,11 +261,59 @@ class Execution(Writes, ABC):
         if resident.mailbox is not None:
             self.on_idle(resident)
 
+    def _finish_known(
+        self, resident: Resident, turn: Turn, changes: Any, reply: bytes, progress: Progress
+    ) -> None:
+        """The end of a turn that had commit points before, or whose call came in more than once."""
+        del self.progress[id(turn)]
+        if changes is not None or progress.wrote:
+            self._join(resident, changes or [])
+            self.record(resident, turn, reply, progress)
+        self.gate.hold(resident.ticket, (self._reply, turn[TURN_PEER], turn[TURN_SEQUENCE], reply))
+        self.reply_more(resident, progress, reply)
+
     def _finish_other(self, resident: Resident, turn: Turn) -> None:
         if resident.doomed is not None:
             self._fail(resident, turn, resident.doomed)
-        else:
+        elif turn[TURN_PEER] is None:
             self._started(resident, turn)
+        else:
+            self._finish_handler(resident, turn)
+
+    # --- a turn of the host's own
+
+    def run_handler(self, resident: Resident, work: SystemTurn) -> None:
+        """As `run_turn`, for work that no caller waits for; `work` is told how it ends."""
+        try:
+            body = work.begin(resident)
+        except PerdureError as error:  # its rows are damaged
+            log.error("a handler cannot run", extra={"object": resident.label, "error": str(error)})
+            body = None
+        if body is None:
+            self.on_idle(resident)
+            work.dropped()
+            return
+        function, args, blocking = body
+        deadline = self.clock() + self.limits.turn_max_s
+        resident.turn = turn = (work, 0, None, deadline, None, work.request)
+        self.turns += 1
+        run = partial(self._threads.run, function) if blocking else function
+        self._step(resident, turn, run, (resident.instance, *args), None)
+
+    def _finish_handler(self, resident: Resident, turn: Turn) -> None:
+        work: SystemTurn = turn[TURN_PEER]
+        try:
+            work.commit(resident)
+            changes = self._changes(resident)
+        except BaseException as error:  # of user-defined values too: the turn fails, nothing is written
+            self._fail(resident, turn, error)
+            return
+        if changes is not None:
+            self._join(resident, changes)
+        self.progress.pop(id(turn), None)
+        resident.turn = None
+        self.on_idle(resident)
+        work.ended(resident)
 
     def _too_large(self, size: int) -> None:
         raise MessageTooLarge(
@@ -265,6 +323,7 @@ class Execution(Writes, ABC):
         )
 
     def _fail(self, resident: Resident, turn: Turn, error: BaseException) -> None:
+        progress = self.progress.pop(id(turn), None)
         if resident.doomed is not None:
             error, resident.doomed = resident.doomed, None
         over = isinstance(error, Aborted)
@@ -278,7 +337,8 @@ class Execution(Writes, ABC):
             self._start_failed(resident, error)
             return
         resident.turn = None
-        self.reply_failure(resident, peer, turn[TURN_SEQUENCE], error)
+        for who, sequence in ((peer, turn[TURN_SEQUENCE]), *(progress.more if progress is not None else ())):
+            self.reply_failure(resident, who, sequence, error)
         if over:
             self._end_incarnation(resident)
             self.fail_waiting(resident, error)
@@ -301,7 +361,7 @@ class Execution(Writes, ABC):
         """
         # The clock makes it a tuple of its own: a running turn is known by identity.
         now = self.clock()
-        resident.turn = turn = (None, 0, None, now + self.limits.turn_max_s, chain)
+        resident.turn = turn = (None, 0, None, now + self.limits.turn_max_s, chain, None)
         resident.used = now
         resident.start_error = None
         self._start_behind_gate(resident, turn, None)
@@ -341,6 +401,7 @@ class Execution(Writes, ABC):
             return
         if changes is not None:
             self._join(resident, changes)
+        self.progress.pop(id(turn), None)
         resident.turn = None
         resident.failures = 0
         self.on_idle(resident)
@@ -364,3 +425,10 @@ class Execution(Writes, ABC):
     def close(self) -> None:
         """Lets go of the threads of `@blocking` methods."""
         self._threads.close()
+
+
+def _title(turn: Turn) -> str:
+    """What runs, for logs."""
+    if turn[TURN_METHOD] is not None:
+        return str(turn[TURN_METHOD].name)
+    return "on_start" if turn[TURN_PEER] is None else str(turn[TURN_PEER].title)

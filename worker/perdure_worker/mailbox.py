@@ -10,7 +10,9 @@ from typing import Any
 
 from perdure.errors import Overloaded
 from perdure.limits import Limits
+from perdure_worker.clients import Request
 from perdure_worker.peers import Peer
+from perdure_worker.system_turns import SystemTurn
 
 __all__ = ["ExpiryWheel", "Mailbox", "Waiting"]
 
@@ -21,15 +23,27 @@ _EXPIRED_KEPT = 64
 class Waiting:
     """One waiting call."""
 
-    __slots__ = ("arrived", "bucket", "deadline", "item", "peer", "size")
+    __slots__ = ("arrived", "bucket", "deadline", "item", "peer", "request", "size")
 
-    def __init__(self, peer: Peer, item: list[Any], deadline: float, arrived: float, size: int) -> None:
+    def __init__(
+        self,
+        peer: Peer | SystemTurn,
+        item: list[Any],
+        deadline: float,
+        arrived: float,
+        size: int,
+        request: Request | None = None,
+    ) -> None:
         self.peer = peer
         self.item: list[Any] | None = item
-        """The call; None once it was answered without having run (its deadline passed)."""
+        """The call, with its chain in place of the context.
+
+        None once it was answered without having run (its deadline passed).
+        """
         self.deadline = deadline
         self.arrived = arrived
         self.size = size
+        self.request = request
         self.bucket = 0
         """Where the `ExpiryWheel` keeps it."""
 
@@ -64,6 +78,10 @@ class Mailbox:
                 limit="mailbox_age_max_s",
                 retry_after=limits.mailbox_age_max_s / 10,
             )
+        self.append(waiting)
+
+    def append(self, waiting: Waiting) -> None:
+        """Queues what is bounded elsewhere."""
         self._calls.append(waiting)
         self.count += 1
         self.bytes += waiting.size
@@ -125,10 +143,10 @@ class ExpiryWheel:
             if not calls:
                 del self._buckets[waiting.bucket]
 
-    def due(self, now: float) -> list[tuple[Peer, list[Any]]]:
+    def due(self, now: float) -> list[tuple[Peer | SystemTurn, list[Any]]]:
         """(peer, item) of calls that waited past their deadline; they have left their mailboxes."""
         current = int(now * _TICKS_PER_S)
-        expired: list[tuple[Peer, list[Any]]] = []
+        expired: list[tuple[Peer | SystemTurn, list[Any]]] = []
         for bucket in range(self._done, current + 1) if self._buckets else ():
             for waiting, mailbox in self._buckets.pop(bucket, {}).items():
                 item = mailbox.expire(waiting)

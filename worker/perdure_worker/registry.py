@@ -5,11 +5,13 @@ Names that come from outside are looked up in these tables and nowhere else.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
 from typing import Any
 
 from perdure.fields import DurableField, collect_fields
-from perdure.methods import Method, callable_methods
+from perdure.methods import Method, callable_methods, marks_of
 from perdure.object import DurableObject, namespace_of
 from perdure_storage import keys
 
@@ -19,7 +21,7 @@ __all__ = ["ObjectClass", "register"]
 class ObjectClass:
     """One user class as the host needs it."""
 
-    __slots__ = ("begin", "cls", "field_rows", "fields", "methods", "namespace", "row_heads")
+    __slots__ = ("alarm", "begin", "cls", "field_rows", "fields", "methods", "namespace", "row_heads")
 
     def __init__(self, cls: type[DurableObject]) -> None:
         self.cls = cls
@@ -32,6 +34,8 @@ class ObjectClass:
         """By slot, how the keys of all rows of an object of this class begin, up to its id; see `place`."""
         self.begin = _beginning(cls)
         """What runs before the first turn of an incarnation; None where there is nothing of the user's."""
+        self.alarm = _handler(cls, "alarm", "alarm")
+        """What runs when an alarm is due, and whether in a thread; None where the class has no handler."""
         for method in self.methods.values():
             if method.is_generator:
                 raise TypeError(
@@ -62,6 +66,23 @@ def _beginning(cls: type[DurableObject]) -> Callable[[Any], Any] | None:
         return instance.on_start() if has_on_start else None
 
     return begin if has_init or has_on_start else None
+
+
+def _handler(cls: type[DurableObject], name: str, *arguments: str) -> tuple[Callable[..., Any], bool] | None:
+    """The class's handler of that name and whether it is @blocking; `TypeError` for what cannot be one."""
+    function = inspect.getattr_static(cls, name, None)
+    if function is None:
+        return None
+    where = f"{cls.__qualname__}.{name}"
+    if not isinstance(function, FunctionType) or inspect.isgeneratorfunction(function):
+        raise TypeError(f"{where} is a handler: define it as a method, `async def {name}(self, alarm)`")
+    if inspect.isasyncgenfunction(function) or marks_of(function).interleaved:
+        raise TypeError(f"{where} is a handler, which can neither stream nor be @interleaved")
+    try:
+        inspect.signature(function).bind(None, *arguments)
+    except TypeError as error:
+        raise TypeError(f"{where} is called with ({', '.join(('self', *arguments))}): {error}") from None
+    return function, marks_of(function).blocking
 
 
 def register(classes: Iterable[type[DurableObject]]) -> dict[str, ObjectClass]:

@@ -18,9 +18,10 @@ from perdure_storage.engine import Engine
 
 if TYPE_CHECKING:
     from perdure.fields import DurableField
-    from perdure_storage.object_storage import ObjectStorage
     from perdure_worker.mailbox import Mailbox
     from perdure_worker.registry import ObjectClass
+    from perdure_worker.turn_storage import TurnStorage
+    from perdure_worker.windows import Window
 
 __all__ = ["Encoded", "Resident"]
 
@@ -56,6 +57,7 @@ class Resident:
         "turn",
         "undo",
         "used",
+        "window",
     )
 
     def __init__(self, cls: ObjectClass, key: bytes, name: str | None) -> None:
@@ -80,11 +82,13 @@ class Resident:
         """Whether the object's own record (its name) is stored."""
         self.misnamed = False
         """Whether it is stored under its id alone, because its first caller did not know the name."""
-        self.storage: ObjectStorage | None = None
+        self.storage: TurnStorage | None = None
         self.undo: list[Any] | None = None
         """`saved` as it was before this turn's delete_all; None when there was none."""
         self.used = 0.0
         """When its last turn started, in seconds of the worker's clock."""
+        self.window: Window | None = None
+        """Recorded replies of the client that called last; the others' are found through it."""
         self.failures = 0
         self.retry_at = 0.0
         self.start_error: BaseException | None = None

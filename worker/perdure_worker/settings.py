@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -46,3 +48,6 @@ class Collaborators:
     """Asks the shell to look after commits and replies at the end of this tick."""
     want_turns: Callable[[], None]
     """Asks the shell to call `run_waiting` in the next tick."""
+    wall_clock: Callable[[], float] = time.time
+    """Seconds since the epoch; people set it, and it may be set back."""
+    randomness: random.Random = field(default_factory=random.SystemRandom)

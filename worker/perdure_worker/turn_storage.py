@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
+from datetime import datetime, timedelta
 from functools import partial
 
-from perdure_storage.object_storage import ObjectStorage, StorageBackend
+from perdure.alarm import DEFAULT_ALARM
+from perdure_storage.object_storage import StorageBackend
 from perdure_storage.snapshot import SnapshotView
 from perdure_storage.transaction import Transaction
+from perdure_worker.alarm_storage import AlarmRules, AlarmStorage
 
 __all__ = ["TurnStorage"]
 
 
-class TurnStorage(ObjectStorage):
+class TurnStorage(AlarmStorage):
     """An object's storage; `in_turn` tells whether a turn of the object runs, `check_turn` raises if not."""
 
     __slots__ = ("_check_turn", "_in_turn")
@@ -35,6 +38,8 @@ class TurnStorage(ObjectStorage):
         on_delete_all: Callable[[], None],
         check_turn: Callable[[], None],
         in_turn: Callable[[], bool],
+        alarm_rules: AlarmRules,
+        has_handler: bool,
     ) -> None:
         super().__init__(
             backend,
@@ -42,6 +47,8 @@ class TurnStorage(ObjectStorage):
             names_row=names_row,
             commit_point=commit_point,
             on_delete_all=on_delete_all,
+            alarm_rules=alarm_rules,
+            has_handler=has_handler,
         )
         self._check_turn = check_turn
         self._in_turn = in_turn
@@ -55,6 +62,16 @@ class TurnStorage(ObjectStorage):
         """See `Storage.snapshot`."""
         self._check_turn()
         return super().snapshot()
+
+    def set_alarm(self, when: datetime | timedelta | float, name: str = DEFAULT_ALARM) -> None:
+        """See `Storage.set_alarm`."""
+        self._check_turn()
+        super().set_alarm(when, name)
+
+    def delete_alarm(self, name: str = DEFAULT_ALARM) -> bool:
+        """See `Storage.delete_alarm`."""
+        self._check_turn()
+        return super().delete_alarm(name)
 
     async def delete_all(self) -> None:
         """See `Storage.delete_all`."""

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from perdure import codec
@@ -27,18 +28,20 @@ from perdure.ids import slot_of
 from perdure_storage import keys
 from perdure_storage.object_storage import ObjectStorage, StorageBackend
 from perdure_storage.records import seal
+from perdure_worker.alarm_storage import AlarmRules
 from perdure_worker.answers import Answers
 from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
+from perdure_worker.timetable import Timetable
 from perdure_worker.turn_storage import TurnStorage
-from perdure_worker.turns import CURRENT, TURN_PEER
+from perdure_worker.turns import CURRENT, TURN_PEER, Progress, Turn
 
 __all__ = ["Writes"]
 
 log = logging.getLogger("perdure.worker")
 
 
-class Writes(Answers):
+class Writes(Answers, ABC):
     """The side of the host that the store sees."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
@@ -50,11 +53,27 @@ class Writes(Answers):
         self.loop = parts.loop
         self.want_flush = parts.want_flush
         self.want_turns = parts.want_turns
+        self.timetable = Timetable(
+            parts.engine.scan, parts.loop, parts.wall_clock, self.start_due, settings.limits
+        )
+        """When something is due for which object: alarms, delayed sends."""
+        self._alarm_rules = AlarmRules(
+            self.timetable.now_us,
+            parts.randomness.randbytes,
+            settings.limits.alarms_max,
+            settings.limits.name_bytes_max,
+        )
         self.paused = False
         """Whether new turns wait because too many bytes wait for the disk."""
+        self.progress: dict[int, Progress] = {}
+        """By identity of the turn, until it ends."""
         self._groups = parts.committer.groups
         self._value_bytes_max = settings.limits.value_bytes_max
         self._backend = StorageBackend(parts.engine, settings.limits, codec.encode, codec.decode)
+
+    @abstractmethod
+    def start_due(self) -> None:
+        """Calls `timetable.start`, as one that may start turns."""
 
     # --- which turn runs
 
@@ -100,8 +119,11 @@ class Writes(Answers):
     def _join_storage(self, resident: Resident, storage: ObjectStorage, stores: bool) -> None:
         if storage._dirty:
             stores = storage._stores or stores
+            due = storage._due_changes()
             storage._join(self.committer)
             group = self.committer.group
+            if due:
+                self.gate.hold(group, (self.timetable.committed, due, None, None))
             self.gate.hold(group, (_settle, storage, group, None))
         if resident.undo is not None:
             resident.named = resident.misnamed = False
@@ -124,10 +146,24 @@ class Writes(Answers):
         """Commits what the running turn wrote so far; raises when it cannot be stored."""
         if resident.doomed is not None:
             raise resident.doomed
-        changes = self._changes(resident)
-        if changes is not None:
-            self._join(resident, changes)
-            self.want_flush()
+        storage = resident.storage
+        held = storage._hold_back() if storage is not None else None
+        try:
+            changes = self._changes(resident)
+            if changes is not None:
+                self._join(resident, changes)
+                self.progress_of(resident.turn).wrote = True
+                self.want_flush()
+        finally:
+            if held and storage is not None:
+                storage._bring_back(held)
+
+    def progress_of(self, turn: Turn) -> Progress:
+        """What is remembered of a running turn until its end."""
+        progress = self.progress.get(id(turn))
+        if progress is None:
+            progress = self.progress[id(turn)] = Progress()
+        return progress
 
     def save_strays(self, resident: Resident) -> bool:
         """Commits changes of durable fields that no turn made; whether there were some."""
@@ -144,6 +180,23 @@ class Writes(Answers):
         self._join(resident, changes)
         self.want_flush()
         return True
+
+    def write_beside(self, resident: Resident | None, rows: Mapping[bytes, bytes | None]) -> None:
+        """Rows of the host's own (None: removed) join the open group, whatever turn of the object runs."""
+        groups = self._groups
+        for row, record in rows.items():
+            if record is None:
+                groups.delete(row)
+            else:
+                groups.put(row, record)
+        if resident is not None:
+            resident.ticket = groups.group
+            if resident.storage is not None:
+                resident.storage._lay_over(rows, groups.group)
+                self.gate.hold(groups.group, (_settle, resident.storage, groups.group, None))
+        due = [(row, record is not None) for row, record in rows.items() if row.startswith(keys.DUE_REGION)]
+        self.gate.hold(groups.group, (self.timetable.committed, due, None, None))
+        self.want_flush()
 
     def discard(self, resident: Resident) -> None:
         """Forgets what the running turn wrote since its last commit point.
@@ -167,7 +220,7 @@ class Writes(Answers):
 
     # --- storage of one object
 
-    def storage_of(self, resident: Resident) -> ObjectStorage:
+    def storage_of(self, resident: Resident) -> TurnStorage:
         """The object's storage, made when it first asks."""
         if resident.storage is None:
             resident.storage = TurnStorage(
@@ -178,6 +231,8 @@ class Writes(Answers):
                 on_delete_all=lambda: self._on_delete_all(resident),
                 check_turn=lambda: self.check_turn(resident),
                 in_turn=lambda: self.in_turn(resident),
+                alarm_rules=self._alarm_rules,
+                has_handler=resident.cls.alarm is not None,
             )
         return resident.storage
 

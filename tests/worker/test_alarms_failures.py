@@ -1,0 +1,175 @@
+"""Alarms that fail: tried again after growing pauses, with everything undone, and dead in sight at last."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from perdure import Alarm, DurableObject, Limits
+from perdure_storage import keys
+from worker.alarm_scene import (
+    Bell,
+    Slow,
+    Thorny,
+    at,
+    due_rows,
+    restart,
+    run,
+    stored,
+)
+from worker.host_scene import Scene
+
+PAUSES = [2, 4, 8, 16, 32, 64]
+
+
+def ringing_times(scene: Scene, name: str, seconds: float) -> list[float]:
+    """When the object rang, in seconds from now, observed in steps of 50 ms; its runs leave no trace."""
+    found: list[float] = []
+    began = scene.wall_clock()
+    while scene.wall_clock() - began < seconds:
+        before = scene.host.turns
+        run(scene, 0.05)
+        if scene.host.turns > before:
+            found.append(scene.wall_clock() - began)
+    return found
+
+
+def test_a_raising_handler_runs_again_after_doubling_pauses_and_is_dead_in_the_end(scene: Scene) -> None:
+    scene.call(Bell, "b", "prepare", *["raise"] * 7)
+    scene.call(Bell, "b", "set", 1)
+    times = ringing_times(scene, "b", 200)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert len(pauses) == len(PAUSES)
+    for pause, expected in zip(pauses, PAUSES, strict=True):
+        assert expected <= pause <= expected * 1.25 + 0.15
+    assert len({round(pause / expected, 2) for pause, expected in zip(pauses, PAUSES, strict=True)}) > 2
+    assert scene.call(Bell, "b", "alarms") == [("default", at(1), 7, True, "ValueError: attempt 7")]
+    assert scene.call(Bell, "b", "get") is None
+    assert due_rows(scene) == []
+    assert scene.values(Bell, "b") == {}
+    assert scene.host.stats()["alarms_dead"] == 1
+
+
+def test_between_attempts_the_alarm_keeps_its_time_and_shows_why_it_failed(scene: Scene) -> None:
+    scene.call(Bell, "b", "prepare", "raise", "look")
+    scene.call(Bell, "b", "set", 1)
+    run(scene, 2)
+    assert scene.call(Bell, "b", "alarms") == [("default", at(1), 2, False, "ValueError: attempt 1")]
+    assert scene.call(Bell, "b", "get") == at(1)
+    run(scene, 3)
+    assert scene.call(Bell, "b", "history") == [["default", 2]]
+    assert scene.call(Bell, "b", "alarms") == []
+
+
+def test_a_dead_alarm_is_armed_again_or_deleted(scene: Scene) -> None:
+    scene.call(Bell, "b", "prepare", *["raise"] * 7)
+    for name in ("x", "default"):
+        scene.call(Bell, "b", "set", 1, name)
+        ringing_times(scene, "b", 200)
+        scene.call(Bell, "b", "prepare", *["raise"] * 7)
+    assert [alarm[3] for alarm in scene.call(Bell, "b", "alarms")] == [True, True]
+    scene.call(Bell, "b", "prepare")
+    scene.call(Bell, "b", "set", 1)  # the time that it had
+    assert scene.call(Bell, "b", "delete", "x") is True
+    run(scene, 0.1)
+    assert scene.call(Bell, "b", "history") == [["default", 1]]
+    assert scene.rows(Bell, "b", keys.ALARM) == {}
+
+
+def test_setting_a_failing_alarm_to_its_own_time_begins_its_attempts_anew(scene: Scene) -> None:
+    scene.call(Bell, "b", "prepare", "raise", "ring")
+    scene.call(Bell, "b", "set", 1)
+    run(scene, 1.5)
+    scene.call(Bell, "b", "set", 1)
+    run(scene, 0.1)
+    assert scene.call(Bell, "b", "history") == [["default", 1]]
+    assert due_rows(scene) == []
+
+
+def test_attempts_survive_a_restart_and_wait_for_their_time(scene: Scene, make_scene: Any) -> None:
+    scene.call(Bell, "b", "prepare", "raise", "raise")
+    scene.call(Bell, "b", "set", 1)
+    run(scene, 5)
+    later = restart(make_scene, scene)
+    run(later, 1)
+    assert later.call(Bell, "b", "history") == []
+    run(later, 4)
+    assert later.call(Bell, "b", "history") == [["default", 3]]
+
+
+def test_an_alarm_set_in_a_run_that_fails_is_rolled_back_and_the_retry_stays(scene: Scene) -> None:
+    scene.call(Bell, "b", "prepare", "set and raise", "ring")
+    scene.call(Bell, "b", "set", 1)
+    run(scene, 2)
+    assert scene.call(Bell, "b", "get") == at(1)
+    run(scene, 3)
+    assert scene.call(Bell, "b", "history") == [["default", 2]]
+    assert scene.call(Bell, "b", "get") is None
+    assert due_rows(scene) == []
+
+
+def test_an_object_that_cannot_start_fails_its_alarm(scene: Scene, make_scene: Any) -> None:
+    scene.call(Thorny, "t", "break_and_set")
+    later = restart(make_scene, scene)
+    run(later, 2)
+    (alarm,) = stored(later, Thorny, "t").values()
+    assert (alarm.attempt, alarm.error) == (2, "OSError: cannot start")
+    run(later, 2 + sum(PAUSES) * 1.25)
+    (alarm,) = stored(later, Thorny, "t").values()
+    assert (alarm.attempt, alarm.next_ms) == (8, None)
+
+
+def test_a_run_over_the_turn_limit_fails(make_scene: Any) -> None:
+    scene = make_scene(Slow, limits=Limits(turn_max_s=5.0))
+    scene.call(Slow, "s", "set", "x")
+    run(scene, 7)
+    (alarm,) = stored(scene, Slow, "s").values()
+    assert alarm.attempt == 2
+    assert alarm.error is not None
+    assert "TurnLimit" in alarm.error
+
+
+def test_an_aborting_handler_fails_and_the_next_run_has_a_fresh_instance(scene: Scene) -> None:
+    scene.call(Bell, "b", "prepare", "abort", "raise")
+    scene.call(Bell, "b", "set", 1)
+    run(scene, 5)
+    assert scene.call(Bell, "b", "history") == [["default", 2]]
+
+
+def test_an_alarm_behind_a_call_that_aborts_the_object_is_no_failure(scene: Scene) -> None:
+    scene.call(Bell, "b", "set", 1)
+    scene.start(Bell, "b", "wait")
+    abort = scene.start(Bell, "b", "abort")
+    run(scene, 2)
+    scene.resident(Bell, "b").instance.go.set()
+    run(scene, 0.2)
+    assert abort.answered
+    assert scene.call(Bell, "b", "history") == [["default", 1]]
+
+
+def test_an_error_that_cannot_be_shown_or_stored_fails_its_alarm_as_any(make_scene: Any) -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    class Prickly(DurableObject):
+        async def set(self) -> None:
+            self.storage.set_alarm(at(0), name="odd")
+            self.storage.set_alarm(at(0), name="surrogate")
+            self.storage.set_alarm(at(0), name="long")
+
+        async def alarm(self, alarm: Alarm) -> None:
+            raise {"odd": Odd(), "surrogate": ValueError("\ud800"), "long": ValueError("x" * 9_999)}[
+                alarm.name
+            ]
+
+    scene = make_scene(Prickly)
+    scene.call(Prickly, "p", "set")
+    run(scene, 0.2)
+    alarms = stored(scene, Prickly, "p")
+    assert [alarm.attempt for alarm in alarms.values()] == [2, 2, 2]
+    assert [alarm.error for alarm in alarms.values()][1:] == [
+        "Odd: (its text cannot be made)",
+        "ValueError: ?",
+    ]
+    assert len(alarms["long"].error or "") == Limits().alarm_error_chars
