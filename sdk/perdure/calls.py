@@ -21,7 +21,6 @@ from perdure.answers import read_refused, read_replies, read_stale
 from perdure.codec import BadMessage
 from perdure.errors import (
     DeadlineExceeded,
-    InvalidArgument,
     MessageTooLarge,
     OutcomeUnknown,
     Overloaded,
@@ -31,8 +30,9 @@ from perdure.errors import (
 )
 from perdure.limits import Limits
 from perdure.methods import Method
-from perdure.pending import Answer, Pending, end
+from perdure.pending import Answer, Pending, end, unencodable
 from perdure.slotmap import SlotMap
+from perdure.streams import Streams
 from perdure.stub import Target
 
 __all__ = ["Caller", "Outgoing"]
@@ -71,6 +71,8 @@ class Caller:
         self.client_id = client_id
         self.map: SlotMap | None = None
         self.pending: dict[int, Pending] = {}
+        self.streams = Streams(client_id, self.pending, clock, self._flush_soon, self._failure)
+        """What streaming methods yield, from their first item on; such a call is not pending any more."""
         self.late_replies = 0
         self.direct = True
         """Whether calls go to the workers themselves; if not, news of a death overtakes batches on the way
@@ -142,7 +144,7 @@ class Caller:
             end(answer, error)
             return
         except Exception:
-            end(answer, self._unencodable(fields))
+            end(answer, unencodable(fields))
             return
         now = self._clock()
         deadline = now + timeout_s
@@ -169,6 +171,9 @@ class Caller:
     def _enqueue(self, pending: Pending) -> None:
         self._queued_bytes += len(pending.item)
         self._queues.setdefault(pending.worker, []).append(pending)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if not self._flush_wanted:
             self._flush_wanted = True
             self._want_flush()
@@ -185,13 +190,6 @@ class Caller:
                 "too many bytes wait in this client for workers that do not take them",
                 limit="client_queue_bytes_max",
             )
-
-    def _unencodable(self, fields: list[Any]) -> PerdureError:
-        try:
-            codec.encode(fields)
-        except InvalidArgument as error:
-            return InvalidArgument(f"{fields[1]}.{fields[4]}(): an argument cannot be sent: {error}")
-        return InvalidArgument(f"{fields[1]}.{fields[4]}(): the arguments cannot be sent")
 
     # --- sending
 
@@ -223,7 +221,7 @@ class Caller:
                     del self._queues[worker]
                 else:
                     del queue[:sent]
-        return waiting
+        return (self.streams.waiting and self.streams.flush(send, slot_map)) or waiting
 
     def _batches(self, queue: list[Pending]) -> Iterator[tuple[list[Pending], int]]:
         size = sum([len(pending.item) for pending in queue])
@@ -258,7 +256,8 @@ class Caller:
             for sequence, status, payload in replies:
                 pending = pending_calls.get(sequence)
                 if pending is None or pending.epoch != epoch:
-                    self.late_replies += 1
+                    if not self.streams.on_reply(epoch, sequence, status, payload, len(body) // len(replies)):
+                        self.late_replies += 1
                     continue
                 if status == protocol.STATUS_RESULT:
                     del pending_calls[sequence]
@@ -271,6 +270,9 @@ class Caller:
                             self._load_result(answer, spec, payload)
                 elif status == protocol.STATUS_RAISED:
                     self._fail(pending, self._load_exception(payload))
+                elif status == protocol.STATUS_ITEM or status == protocol.STATUS_END:
+                    del pending_calls[sequence]
+                    self.streams.begin(pending, status, payload, len(body) // len(replies))
                 else:
                     self._on_error(pending, from_wire(*payload))
         except (TypeError, ValueError) as error:
@@ -283,6 +285,9 @@ class Caller:
             answer.set_exception(error)
         else:
             answer.set_result(result)
+
+    def _failure(self, status: int, payload: Any) -> BaseException:
+        return from_wire(*payload) if status == protocol.STATUS_ERROR else self._load_exception(payload)
 
     def _on_error(self, pending: Pending, error: PerdureError) -> None:
         if isinstance(error, ShardUnavailable):
@@ -344,17 +349,20 @@ class Caller:
         """Ends the calls on incarnations that the map does not have any more."""
         seats = self.map.seats if self.map is not None else ()
         live = {(i, seat.epoch) for i, seat in enumerate(seats) if seat.endpoint}
-        for worker, epoch in {(p.worker, p.epoch) for p in self.pending.values() if p.epoch} - live:
+        calls = {(p.worker, p.epoch) for p in self.pending.values() if p.epoch}
+        for worker, epoch in (calls | self.streams.addresses()) - live:
             self.on_death(worker, epoch)
 
     def on_death(self, worker: int, epoch: int) -> None:
         """An incarnation is gone: what was sent to it may or may not have happened."""
         lost = [p for p in self.pending.values() if p.epoch == epoch and p.worker == worker]
-        self._lose(lost, f"worker {worker} died")
+        self._lose(lost, why := f"worker {worker} died")
+        self.streams.lose(why, (worker, epoch))
 
     def on_router_lost(self) -> None:
         """The router that carried all calls is gone, and their answers with it."""
         self._lose([p for p in self.pending.values() if p.epoch], "the router died")
+        self.streams.lose("the router died")
 
     def _lose(self, lost: list[Pending], why: str) -> None:
         text = f"{why} while it had this call; it may or may not have taken effect"
@@ -409,6 +417,7 @@ class Caller:
                 pending = self.pending.get(sequence)
                 if pending is not None:
                     self._send_again(pending)
+        self.streams.tick(now)
         current = int(now * _WHEEL_TICKS_PER_S)
         unsent: set[int] = set()
         for bucket in range(self._wheel_done, current):
@@ -444,6 +453,7 @@ class Caller:
 
     def _expire(self, pending: Pending) -> None:
         if pending.epoch:
+            self.streams.give_up(pending)
             error: PerdureError = OutcomeUnknown(
                 "no answer came until the deadline; the call may or may not have taken effect"
             )
@@ -460,11 +470,12 @@ class Caller:
         return worker < len(seats) and bool(seats[worker].endpoint)
 
     def close(self) -> None:
-        """Ends every call: sent ones with `OutcomeUnknown`, the others with `ShardUnavailable`.
+        """Ends every call: sent ones with `OutcomeUnknown`, others, and later ones, with `ShardUnavailable`.
 
-        Calls that are made afterwards end with `ShardUnavailable` too.
+        A last `flush` tells the producers of streams to stop.
         """
         self._pack = self._refuse
+        self.streams.lose("this client was closed", stop=True)
         for pending in self.pending.values():
             answer = pending.answer
             if answer.done():

@@ -24,7 +24,9 @@ from perdure.listing import Listing
 from perdure.methods import Method
 from perdure.object import namespace_of
 from perdure.slotmap import SlotMap
+from perdure.streams import StreamingMethod
 from perdure.stub import Stub, Target
+from perdure.sync_streams import SyncStream
 
 __all__ = ["SyncClient", "connect_sync"]
 
@@ -120,7 +122,7 @@ class SyncClient:
         kwargs: dict[str, Any] | None,
         spec: Method | None,
     ) -> Any:
-        """See `perdure.stub.Sender`: waits for the result."""
+        """See `perdure.stub.Sender`: waits for the result, or for a stream's first item."""
         answer: Future[Any] = Future()
         issue: Callable[..., None] = self._client.issue
         with self._lock:
@@ -131,6 +133,10 @@ class SyncClient:
             if answer.done():  # the outcome itself
                 raise
             raise OutcomeUnknown("the client's thread gave no answer; is the process overloaded?") from None
+        except StreamingMethod as streams:
+            return SyncStream(streams.take_hold(), self._running_loop)
+
+    start_stream = start
 
     def refuse(self, error: PerdureError) -> Any:
         """See `perdure.stub.Sender`."""

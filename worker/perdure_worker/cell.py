@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
+from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from perdure import codec
@@ -18,6 +19,7 @@ from perdure.ids import ObjectId
 from perdure.methods import Method
 from perdure.object import namespace_of
 from perdure.plain import SCALARS
+from perdure.streams import Stream
 from perdure.stub import Call, Stub, Target, make_target
 
 if TYPE_CHECKING:
@@ -97,6 +99,18 @@ class HostCell:
             )
         return Call(self._call(target, method, args, kwargs, spec))
 
+    def start_stream(
+        self,
+        target: Target,
+        method: str,
+        args: list[Any],
+        kwargs: dict[str, Any] | None,
+        spec: Method | None,
+    ) -> Stream[Any]:
+        """See `perdure.stub.Sender`; the call is sent as any other."""
+        call = self.start(target, method, args, kwargs, spec)
+        return call.stream(self._host.caller.streams.leave)
+
     def refuse(self, error: PerdureError) -> Call[Any]:
         """A call that failed before it was sent."""
         future = self._host.loop.create_future()
@@ -108,7 +122,9 @@ class HostCell:
     ) -> asyncio.Future[Any]:
         host, resident = self._host, self._resident
         host.commit_point(resident)
-        _, _, _, turn_deadline, outer = resident.turn
+        _, _, turn_method, turn_deadline, outer = resident.turn
+        if turn_method is not None and turn_method.is_generator:
+            turn_deadline = inf  # a stream may go on for ever, each of its items is bounded
         chain: list[list[Any]] = [*(outer or []), [resident.key, resident.label]]
         deadline = min(host.clock() + target.timeout_s, turn_deadline)
         if resident.ticket > host.durable and not (kwargs is None and SCALARS.issuperset(map(type, args))):

@@ -29,6 +29,7 @@ from perdure_worker.cell import Aborted, HostCell
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
+from perdure_worker.streams import StreamEnd, Streams
 from perdure_worker.threads import BlockingThreads
 from perdure_worker.turns import (
     CURRENT,
@@ -74,6 +75,7 @@ class Execution(Writes, ABC):
         self._spare_references = 0
         """References to a spare that nobody kept and nobody touched."""
         self._threads = BlockingThreads(parts.loop)
+        self.streams = Streams(self)
 
     @abstractmethod
     def on_idle(self, resident: Resident) -> None:
@@ -142,8 +144,13 @@ class Execution(Writes, ABC):
             return
         resident.turn = turn
         self.turns += 1
-        body = partial(self._threads.run, method.function) if method.blocking else method.function
+        body = method.function if method.plain else self._body(resident, turn, method)
         self._step(resident, turn, body, (resident.instance, *arguments), keywords)
+
+    def _body(self, resident: Resident, turn: Turn, method: Method) -> Callable[..., Any]:
+        if method.is_generator:
+            return partial(self.streams.produce, resident, turn)
+        return partial(self._threads.run, method.function)
 
     def _step(
         self,
@@ -193,6 +200,9 @@ class Execution(Writes, ABC):
     def _cut(self, task: TurnTask) -> None:
         # Again and again, should the method swallow the cancellation; it cannot end well any more.
         resident, turn, _ = task.turn
+        if self.streams and (left_s := self.streams.time_left(turn)) > 0:
+            task.turn = (resident, turn, self.loop.call_later(left_s, self._cut, task))
+            return
         log.warning(
             "a turn reached its limit and is cancelled",
             extra={
@@ -225,6 +235,9 @@ class Execution(Writes, ABC):
         try:
             kind = type(result)
             if kind is not method.result_exact:
+                if kind is StreamEnd:
+                    self.streams.finish(resident, turn, result)
+                    return
                 result = method.dump_result(result)
                 kind = type(result)
             if kind in _PLAIN:
@@ -232,7 +245,7 @@ class Execution(Writes, ABC):
             else:
                 reply = b"\x93" + self._pack(sequence) + b"\x00" + codec.encode(result)
             if len(reply) > self._message_bytes_max:
-                self._too_large(len(reply))
+                self.check_size(reply)
             # As `_changes`, without the call (0.05 µs).
             changes = resident.changed_fields(self._pack, self._value_bytes_max)
             if changes is None and resident.storage is not None and resident.storage._dirty:
@@ -257,12 +270,12 @@ class Execution(Writes, ABC):
         else:
             self._started(resident, turn)
 
-    def _too_large(self, size: int) -> None:
-        raise MessageTooLarge(
-            f"the result has {size} bytes encoded; the limit is {self._message_bytes_max}",
-            size=size,
-            limit=self._message_bytes_max,
-        )
+    def check_size(self, reply: bytes) -> None:
+        """Raises `MessageTooLarge` for what cannot travel."""
+        size, limit = len(reply), self._message_bytes_max
+        if size > limit:
+            text = f"the result has {size} bytes encoded; the limit is {limit}"
+            raise MessageTooLarge(text, size=size, limit=limit)
 
     def _fail(self, resident: Resident, turn: Turn, error: BaseException) -> None:
         if resident.doomed is not None:

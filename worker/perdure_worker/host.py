@@ -326,6 +326,8 @@ class Host(Execution):
         now = self.clock()
         for peer, item in self._expiry.due(now):
             self._refuse_late(peer, item[0], 0.0)
+        if self.streams:
+            self.streams.tick()
 
     def evict_idle(self) -> int:
         """Drops objects without events for `idle_evict_s`, a bounded number at a time; how many went."""
@@ -373,6 +375,7 @@ class Host(Execution):
     def drain(self) -> None:
         """Takes no new calls, and answers those that wait as not executed."""
         self.draining = True
+        self.streams.drain()
         for resident in self.live.values():
             if resident.turn is None and resident.instance is not None:
                 self.save_strays(resident)
@@ -397,6 +400,7 @@ class Host(Execution):
         return {
             "live": len(self.live),
             "turns": self.turns,
+            "streams": len(self.streams),
             "malformed": self.malformed,
             "peers": len(self.peers),
             "waiting_outputs": len(self.gate),

@@ -20,7 +20,7 @@ _LIMITS = Limits()
 class Peer:
     """The receiver of replies; `replies` are encoded and may leave now."""
 
-    __slots__ = ("identity", "origin", "raw", "replies", "sequences")
+    __slots__ = ("gone", "identity", "origin", "raw", "replies", "sequences")
 
     def __init__(self, identity: bytes, origin: bytes | None, *, raw: bool) -> None:
         self.identity = identity
@@ -30,7 +30,9 @@ class Peer:
         """A client that sends one call a message gets one reply a message."""
         self.replies: list[bytes] = []
         self.sequences: list[int] = []
-        """Of a raw peer, parallel to `replies`."""
+        """Of a raw peer, parallel to `replies`; inverted (`~sequence`) for items of a stream."""
+        self.gone = False
+        """Whether its connection is known to be closed."""
 
 
 class Peers:
@@ -63,7 +65,7 @@ class Peers:
     def forget(self, identity: bytes) -> None:
         """The door's peer is gone, and with it all who spoke through it."""
         for key in [key for key in self._peers if key[0] == identity]:
-            del self._peers[key]
+            self._peers.pop(key).gone = True
 
     def identities(self) -> set[bytes]:
         """Everybody who spoke to this door."""
@@ -93,7 +95,10 @@ class Peers:
         if peer.raw:
             sequences, peer.sequences = peer.sequences, []
             for sequence, reply in zip(sequences, replies, strict=True):
-                yield protocol.header(protocol.REPLY, self._worker, self._epoch, sequence), reply
+                kind, number = (
+                    (protocol.REPLY, sequence) if sequence >= 0 else (protocol.REPLY_ITEM, ~sequence)
+                )
+                yield protocol.header(kind, self._worker, self._epoch, number), reply
             return
         if (
             len(replies) < _LIMITS.batch_calls_max

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import hashlib
 import logging
 import os
 import random
@@ -44,7 +43,7 @@ from perdure_storage.memory import MemoryEngine
 from perdure_storage.shard import open_shard
 from perdure_worker.config import WorkerConfig
 from perdure_worker.host import Host
-from perdure_worker.loader import ApplicationError, load_application
+from perdure_worker.loader import ApplicationError, is_first_to_say, load_application
 from perdure_worker.peers import Peer, Peers
 from perdure_worker.registry import ObjectClass
 from perdure_worker.settings import Collaborators, HostSettings
@@ -116,6 +115,7 @@ class Worker:
             want_flush=self._flush_caller_soon,
             want_map=_nothing,
         )
+        self._caller.streams.call_soon = loop.call_soon_threadsafe
         self._committer = committer
         settings = HostSettings(
             slots=range(*config.slots),
@@ -260,6 +260,9 @@ class Worker:
                 self._send_refusal(identity, origin, ShardUnavailable("this worker is stopping"), body)
             else:
                 self._host.on_calls(self._peers.get(identity, origin), body, head.stamp)
+        elif head.kind == protocol.STREAM:
+            if head.number == self._config.epoch:
+                self._host.streams.on_message(identity, origin, body)
         elif head.kind == protocol.CALL:
             call = protocol.read_call_header(header)
             peer = self._peers.get(identity, origin, raw=True)
@@ -369,13 +372,17 @@ class Worker:
             return self._links.send(worker, epoch, header, body)
         if epoch != self._config.epoch:
             return False
-        self._loop.call_soon(self._on_home_call, body, protocol.read_header(header).stamp)
+        self._loop.call_soon(self._on_home_message, protocol.read_header(header), body)
         return True
 
-    def _on_home_call(self, body: bytes, stamp: int) -> None:
-        if not self._closed:
-            self._host.on_calls(self._home, body, stamp)
-            self._flush()
+    def _on_home_message(self, head: protocol.Header, body: bytes) -> None:
+        if self._closed:
+            return
+        if head.kind == protocol.STREAM:
+            self._host.streams.on_message(self._home.identity, self._home.origin, body)
+        else:
+            self._host.on_calls(self._home, body, head.stamp)
+        self._flush()
 
     def _on_link_message(self, worker: int, epoch: int, head: protocol.Header, body: bytes) -> None:
         if head.kind == protocol.REPLIES:
@@ -456,7 +463,7 @@ def main(argument: str) -> WorkerExit:
     try:
         classes = load_application(config.app)
     except ApplicationError as error:
-        level = logging.ERROR if _is_first_to_say(str(error), config) else logging.DEBUG
+        level = logging.ERROR if is_first_to_say(str(error), config.door) else logging.DEBUG
         log.log(level, "the application cannot be loaded: %s", error)
         return WorkerExit.APP_NOT_LOADED
     try:
@@ -469,19 +476,6 @@ def main(argument: str) -> WorkerExit:
     gc.set_threshold(*_GC_THRESHOLDS)
     gc.freeze()
     return uvloop.run(_serve(config, classes, engine))
-
-
-def _is_first_to_say(text: str, config: WorkerConfig) -> bool:
-    """Whether no other worker of this run has said it: all load one application and meet one error.
-
-    Any of them may be the first to end, and the supervisor then ends the others.
-    """
-    digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
-    try:  # a mark among the sockets of this run, which goes with them
-        Path(config.door.removeprefix("ipc://")).with_name(f"said.{digest}").touch(0o600, exist_ok=False)
-    except OSError as error:
-        return not isinstance(error, FileExistsError)
-    return True
 
 
 def _nothing() -> None:

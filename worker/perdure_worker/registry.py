@@ -33,11 +33,6 @@ class ObjectClass:
         self.begin = _beginning(cls)
         """What runs before the first turn of an incarnation; None where there is nothing of the user's."""
         for method in self.methods.values():
-            if method.is_generator:
-                raise TypeError(
-                    f"{cls.__qualname__}.{method.name} is an async generator; "
-                    "streaming methods are not supported by this version"
-                )
             if method.interleaved:
                 raise TypeError(
                     f"{cls.__qualname__}.{method.name} is @interleaved; "
