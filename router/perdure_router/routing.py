@@ -68,6 +68,7 @@ _HEADER_BYTES: Final = len(protocol.header(protocol.BATCH))
 _CALL_HEADER_BYTES: Final = len(protocol.call_header(bytes(32), 0))
 _BATCH_START: Final = protocol.header(protocol.BATCH)[:2]
 _CALL_START: Final = protocol.call_header(bytes(32), 0)[:2]
+_STREAM_START: Final = protocol.header(protocol.STREAM)[:2]
 _REPLY_START: Final = protocol.header(protocol.REPLY)[:2]
 _UNREADABLE: Final = (ValueError, TypeError, OverflowError, RecursionError, msgpack.OutOfData)
 """What msgpack and `entries` raise for bytes that are no list of three by three."""
@@ -393,9 +394,14 @@ class Router:
             if link is not None:
                 self.stats["calls_forgotten"] += link.forget_older(sent_before)
 
-    def on_peer_gone(self, origin: bytes) -> None:
-        """An answer could not be sent, since its client's connection is closed."""
+    def on_peer_gone(self, origin: bytes, header: bytes = b"") -> None:
+        """An answer with this header could not be sent, since its client's connection is closed."""
         self.stats["answers_unroutable"] += 1 + self.backlog.forget(origin)
+        if (
+            header[:2] == _STREAM_START and len(header) == _HEADER_BYTES
+        ):  # a worker asks whether the reader of a stream is there
+            _, worker, epoch, _ = protocol.read_header(header)
+            self._on_stream((origin, header, b""), worker, epoch)
         if origin in self._clients:
             self._forget_client(origin)
 

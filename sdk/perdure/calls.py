@@ -72,7 +72,6 @@ class Caller:
         self.map: SlotMap | None = None
         self.pending: dict[int, Pending] = {}
         self.streams = Streams(client_id, self.pending, clock, self._flush_soon, self._failure)
-        """What streaming methods yield, from their first item on; such a call is not pending any more."""
         self.late_replies = 0
         self.direct = True
         """Whether calls go to the workers themselves; if not, news of a death overtakes batches on the way

@@ -32,7 +32,6 @@ __all__ = [
     "STATUS_RAISED",
     "STATUS_RESULT",
     "STREAM",
-    "STREAM_STOP",
     "VERSION",
     "BadHeader",
     "CallHeader",
@@ -63,6 +62,7 @@ GOODBYE: Final = 11  # door -> peer: closing; answer with GOODBYE_ACK and send n
 GOODBYE_ACK: Final = 12  # peer -> door: the last message that this door gets from me
 REFUSED: Final = 13  # router or door -> peer: a message could not be understood; body: [code, text, facts]
 STREAM: Final = 14  # reader -> door or router: number = epoch; body: [client, [sequence, items taken], ...]
+#                     door -> reader, without a body: are you there?  The router returns it if not
 REPLY_ITEM: Final = 15  # router -> raw client: as REPLY, but one item of a stream: more comes
 
 # Outcomes in a reply [sequence, status, payload].
@@ -71,9 +71,6 @@ STATUS_RAISED: Final = 1  # payload: what `remote_errors.dump_exception` made
 STATUS_ERROR: Final = 2  # payload: what `errors.to_wire` made
 STATUS_ITEM: Final = 3  # payload: one value of a stream; more comes
 STATUS_END: Final = 4  # payload: how many items the stream had
-
-STREAM_STOP: Final = -1
-"""In STREAM instead of the number of items taken: the reader has left, the producer shall end."""
 
 _HEADER = struct.Struct(">BBHIQ")
 _CALL_HEADER = struct.Struct(">BBHIQ32sQ")

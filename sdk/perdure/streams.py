@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from perdure import codec, protocol
 from perdure.errors import OutcomeUnknown
@@ -23,9 +23,11 @@ from perdure.methods import Method
 from perdure.pending import Answer, Pending, end
 from perdure.slotmap import SlotMap
 
-__all__ = ["Hold", "Reader", "Stream", "StreamingMethod", "Streams"]
+__all__ = ["Hold", "Reader", "STOP", "Stream", "StreamingMethod", "Streams"]
 
 T = TypeVar("T")
+STOP: Final = -1
+"""In STREAM instead of the number of items taken: the reader has left, the producer shall end."""
 _LIMITS = Limits()
 _PATIENCE_S = _LIMITS.answer_grace_s
 # Told in quarters of the window, the producer never runs dry because of the way there and back.
@@ -221,7 +223,10 @@ class Reader:
 
 
 class Streams:
-    """The open streams of one caller, and what their producers have to be told."""
+    """The open streams of one caller, and what their producers have to be told.
+
+    A call belongs here from its first item on; until then it is pending as any other.
+    """
 
     def __init__(
         self,
@@ -241,7 +246,7 @@ class Streams:
         self._want_flush = want_flush
         self._read_failure = read_failure
         self._news: dict[tuple[int, int], dict[int, int]] = {}
-        """By worker and epoch: for sequences, how many items were taken, or `STREAM_STOP`."""
+        """By worker and epoch: for sequences, how many items were taken, or `STOP`."""
 
     # --- what comes
 
@@ -298,7 +303,7 @@ class Streams:
 
     def stop(self, worker: int, epoch: int, sequence: int) -> None:
         """The producer shall end; for a call that does not stream it means nothing."""
-        self.tell(worker, epoch, sequence, protocol.STREAM_STOP)
+        self.tell(worker, epoch, sequence, STOP)
 
     def leave(self, answer: Answer) -> None:
         """Whoever waited for this call's first item has left; it stays pending, and its answer is refused."""

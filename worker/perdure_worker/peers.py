@@ -20,7 +20,7 @@ _LIMITS = Limits()
 class Peer:
     """The receiver of replies; `replies` are encoded and may leave now."""
 
-    __slots__ = ("gone", "identity", "origin", "raw", "replies", "sequences")
+    __slots__ = ("gone", "identity", "origin", "probed", "raw", "replies", "sequences")
 
     def __init__(self, identity: bytes, origin: bytes | None, *, raw: bool) -> None:
         self.identity = identity
@@ -33,6 +33,8 @@ class Peer:
         """Of a raw peer, parallel to `replies`; inverted (`~sequence`) for items of a stream."""
         self.gone = False
         """Whether its connection is known to be closed."""
+        self.probed = False
+        """Whether it gets a message that asks for nothing, which shows whether its connection stands."""
 
 
 class Peers:
@@ -43,6 +45,7 @@ class Peers:
         self._epoch = epoch
         self._peers: OrderedDict[tuple[bytes, bytes | None, bool], Peer] = OrderedDict()
         self._header = protocol.header(protocol.REPLIES, worker, epoch)
+        self._probe_header = protocol.header(protocol.STREAM, worker, epoch)
         self._bundle_header = protocol.header(protocol.BUNDLE, worker, epoch)
         self.dirty: list[Peer] = []
         """Peers with replies that may leave."""
@@ -61,6 +64,12 @@ class Peers:
         else:
             self._peers.move_to_end(key)
         return peer
+
+    def probe(self, peer: Peer) -> None:
+        """If the peer's connection is closed, the shell or the router learns it."""
+        if peer.identity:
+            peer.probed = True
+            self.dirty.append(peer)
 
     def forget(self, identity: bytes) -> None:
         """The door's peer is gone, and with it all who spoke through it."""
@@ -91,6 +100,11 @@ class Peers:
             yield identity, self._bundle_header, pack(parts)
 
     def _bodies(self, peer: Peer) -> Iterator[tuple[bytes, bytes]]:
+        if peer.probed:
+            peer.probed = False
+            yield self._probe_header, b""
+            if not peer.replies:
+                return
         replies, peer.replies = peer.replies, []
         if peer.raw:
             sequences, peer.sequences = peer.sequences, []

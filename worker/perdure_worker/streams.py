@@ -23,6 +23,7 @@ from perdure import codec, protocol
 from perdure.codec import SCALARS
 from perdure.errors import InvalidArgument, OutcomeUnknown, PerdureError, to_wire
 from perdure.methods import Method
+from perdure.streams import STOP
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
 from perdure_worker.turns import TURN_METHOD, TURN_PEER, TURN_SEQUENCE, Turn, TurnTask
@@ -222,8 +223,14 @@ class Streams:
     def on_message(self, identity: bytes, origin: bytes | None, body: bytes) -> None:
         """STREAM: what readers have taken, and which have left.  Raises `InvalidArgument`.
 
-        What is said of a stream that is not open (any more) means nothing.
+        What is said of a stream that is not open (any more) means nothing.  Without a body it comes from the
+        router: the reader is gone.
         """
+        if not body:
+            for left in list(self._open.values()):
+                if (left.peer.identity, left.peer.origin) == (identity, origin):
+                    self._stop(left)
+            return
         rows = codec.decode(body)
         if type(rows) is not list or len(rows) > self._limits.batch_calls_max:
             raise InvalidArgument("news of streams are a list: the client's id, then [sequence, items taken]")
@@ -233,7 +240,7 @@ class Streams:
             stream = self._open.get((identity, origin, row[0]))
             if stream is None:
                 continue
-            if row[1] == protocol.STREAM_STOP:
+            if row[1] == STOP:
                 self._stop(stream)
             else:
                 self._on_taken(stream, row[1])
@@ -293,5 +300,5 @@ class Streams:
             self._stop(stream, OutcomeUnknown(text))
         elif now - max(stream.heard, stream.probed) > _PROBE_S:
             stream.probed = now
-            self._host.peers.dirty.append(stream.peer)  # who is owed nothing gets an empty list
+            self._host.peers.probe(stream.peer)
             self._host.want_flush()
