@@ -13,7 +13,8 @@ in here: links, scheduling and time are handed in.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, Protocol
 
 from perdure import codec, protocol
@@ -44,6 +45,8 @@ _GRACE_S = _LIMITS.answer_grace_s
 _RETRY_FIRST_S = 0.02
 _RETRY_MAX_S = 0.5
 _RETRY_DOUBLINGS_MAX = 5  # 0.02 s * 2**5 is beyond _RETRY_MAX_S; without a bound the power overflows
+_OLD_TICKS = 10
+"""A call is not young any more after this many ticks, 0.5 s."""
 # A batch carries one time for all of its calls, so only calls of about the same time travel together.
 _STAMP_SLACK_S = 0.005
 _ID_FIELD, _TIMEOUT_FIELD = 2, 7  # positions of Item.object_id and Item.timeout_ms in a call's fields
@@ -78,7 +81,6 @@ class Caller:
         to the router, which come back unexecuted: whoever sends them says `lose_dead` after that."""
         self.same_clock = True
         """Whether the workers' monotonic clock is this one; if not, batches carry no time."""
-        self._prefix = codec.encode(client_id)
         self._pack = codec.make_packer()
         self._clock = clock
         self._random = random_source
@@ -86,6 +88,9 @@ class Caller:
         self._want_flush = want_flush
         self._want_map = want_map
         self._sequence = 0
+        self._flushes = 0
+        self._marks: deque[int] = deque([0], maxlen=_OLD_TICKS)
+        """The last sequence at each of the last ticks: calls up to the first of them are not young."""
         self._queues: dict[int, list[Pending]] = {}
         self._queued_bytes = 0
         self._flush_wanted = False
@@ -112,8 +117,13 @@ class Caller:
         spec: Method | None,
         answer: Answer,
         chain: list[list[Any]] | None = None,
+        request: Sequence[Any] | None = None,
     ) -> None:
-        """Starts a call; its outcome goes to `answer`, errors of encoding too.  Never raises."""
+        """Starts a call; its outcome goes to `answer`, errors of encoding too.  Never raises.
+
+        `chain` and `request` are those of `protocol.Item.context`; without a request the call's id is this
+        client's id and a new sequence.
+        """
         namespace, object_id, name, timeout_s, hashed, _ = target
         slot_map = self.map
         if slot_map is None:
@@ -121,7 +131,8 @@ class Caller:
         else:
             owners = slot_map.owners
             worker = owners[hashed % len(owners)]
-        fields = [0, namespace, object_id, name, method, args, kwargs, int(timeout_s * 1000) or 1, chain]
+        context = None if chain is None and request is None else [chain, request and list(request)]
+        fields = [0, namespace, object_id, name, method, args, kwargs, int(timeout_s * 1000) or 1, context]
         self._start(fields, worker, timeout_s, spec, answer)
 
     def call_worker(
@@ -197,6 +208,7 @@ class Caller:
         self._flush_wanted = False
         waiting = False
         slot_map = self.map
+        head = self._head() if self._queues else b""
         for worker, queue in list(self._queues.items()):
             if slot_map is None or worker >= len(slot_map.seats) or not slot_map.seats[worker].endpoint:
                 continue  # a new map will bring a flush
@@ -205,7 +217,7 @@ class Caller:
             try:
                 for batch, size in self._batches(queue):
                     items = [pending.item for pending in batch]
-                    body = b"".join((protocol.array_header(len(items) + 1), self._prefix, *items))
+                    body = b"".join((protocol.array_header(len(items) + 1), head, *items))
                     stamp = int(batch[0].encoded_at * 1000) if self.same_clock else 0
                     header = protocol.header(protocol.BATCH, worker, slot_map.version, stamp)
                     if not send(worker, epoch, header, body):
@@ -221,6 +233,21 @@ class Caller:
                 else:
                     del queue[:sent]
         return (self.streams.waiting and self.streams.flush(send, slot_map)) or waiting
+
+    def _head(self) -> bytes:
+        """Who calls, and which of its calls have ended (see `protocol`).
+
+        A few old calls are listed one by one, so that a slow one does not hide that those after it ended.
+        """
+        self._flushes += 1
+        old, floor = self._marks[0], self._sequence + 1
+        stragglers: list[int] = []
+        for sequence in self.pending:  # in the order of sequences
+            if sequence > old or len(stragglers) == _LIMITS.stragglers_max:
+                floor = sequence
+                break
+            stragglers.append(sequence)
+        return self._pack([self.client_id, self._flushes, floor, *stragglers])
 
     def _batches(self, queue: list[Pending]) -> Iterator[tuple[list[Pending], int]]:
         size = sum([len(pending.item) for pending in queue])
@@ -417,6 +444,7 @@ class Caller:
                 if pending is not None:
                     self._send_again(pending)
         self.streams.tick(now)
+        self._marks.append(self._sequence)
         current = int(now * _WHEEL_TICKS_PER_S)
         unsent: set[int] = set()
         for bucket in range(self._wheel_done, current):

@@ -65,12 +65,23 @@ class Limits:
     """A commit group is closed at this size: LevelDB itself stops merging writes there."""
     peers_max: int = 10_000
     """Peers of one door: an ipc door aborts its process when file descriptors run out."""
+    reply_window_calls_max: int = 2_048
+    """Recorded replies of one client's open calls to one object, twice what fits into a mailbox; then the
+    oldest are dropped, and retries of what is older are refused."""
+    reply_window_bytes_max: int = 256 * KIB
+    """Bytes of those replies, which each commit of the object writes again; larger ones are not kept."""
+    reply_windows_max: int = 8_192
+    """Clients' windows in a worker's memory that nothing needs: the others are read again when needed."""
+    clients_known_max: int = 10_000
+    """Clients that a worker knows the open calls of; a forgotten one tells them again with its next call."""
     raw_calls_in_flight_max: int = 100_000
     """Single calls that the router remembers so that it can answer for a worker that dies."""
     stream_window_items: int = 256
     """Items that a stream's producer may be ahead of its reader: two round trips' worth at full speed."""
     stream_window_bytes: int = 1 * MIB
     """The same in encoded bytes; one item may be larger, and then travels alone."""
+    stragglers_max: int = 64
+    """Old open calls that a client lists with each message, so that workers can forget those after them."""
     chain_depth_max: int = 32
     """Objects that wait for each other in one chain of calls: a longer one is a recursion gone wrong."""
 
@@ -103,6 +114,10 @@ class Limits:
     """Ordered shutdown: how long running turns may take; what stops a service waits 10 s or more."""
     goodbye_timeout_s: float = 1.0
     """Ordered shutdown: how long peers may take to acknowledge a closing door; milliseconds are usual."""
+    reply_ttl_s: float = 7_200.0
+    """Recorded replies are kept this long at least: twice the longest deadline until which clients retry."""
+    reply_named_ttl_s: float = 86_400.0
+    """The same for callers that may come back, with a request id of their own or as raw clients: a day."""
 
     # --- life cycle
     live_objects_max: int = 200_000

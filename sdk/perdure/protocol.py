@@ -52,9 +52,9 @@ HELLO: Final = 1  # client -> router: "send me the slot map"; body: {"client": 1
 PING: Final = 2  # client -> router: number = version of the map that the client has; empty body
 PONG: Final = 3  # router -> client: the map is still that one; empty body
 MAP: Final = 4  # router -> client, answers HELLO and comes by itself on a change; body: the slot map
-BATCH: Final = 5  # client -> router or door: number = map version; body: [client id, item, item, ...]
+BATCH: Final = 5  # client -> router or door: number = map version; body: [client, item, item, ...]
 REPLIES: Final = 6  # door -> client: number = epoch; body: [reply, reply, ...]
-CALL: Final = 7  # raw client -> router: one call, routed by object id; body: [client id, item]
+CALL: Final = 7  # raw client -> router: one call, routed by object id; body: [client, item]
 REPLY: Final = 8  # router -> raw client: stamp = the call's sequence; body: one reply
 STALE: Final = 9  # router or door -> client: body: [slot map or nil, body of the batch]; nothing ran
 BUNDLE: Final = 10  # router <-> door: many clients' messages; body: [origin, header, body, ...]
@@ -64,6 +64,9 @@ REFUSED: Final = 13  # router or door -> peer: a message could not be understood
 STREAM: Final = 14  # reader -> door or router: number = epoch; body: [client, [sequence, items taken], ...]
 #                     door -> reader, without a body: are you there?  The router returns it if not
 REPLY_ITEM: Final = 15  # router -> raw client: as REPLY, but one item of a stream: more comes
+
+# `client` in these bodies is the client's id (16 bytes), or [client id, flush number, floor, stragglers...]:
+# of its calls all have ended but those from `floor` on and the stragglers (sequences), as of that flush.
 
 # Outcomes in a reply [sequence, status, payload].
 STATUS_RESULT: Final = 0  # payload: the result
@@ -154,5 +157,10 @@ class Item(NamedTuple):
     kwargs: dict[str, Any] | None
     timeout_ms: int
     """Time left when the message was stamped; 0 or less means the default deadline."""
-    chain: list[list[Any]] | None
-    """[id, label] of each object whose turn waits for this call, outermost first."""
+    context: list[Any] | None
+    """``[chain, request]`` of calls that say more than a client's own; readers ignore what follows.
+
+    chain: [id, label] of each object whose turn waits for this call, outermost first, or None.  request:
+    ``[client id, sequence, path, floor]``, the request id of a call whose id is not (the batch's client id,
+    its own sequence), or None.
+    """

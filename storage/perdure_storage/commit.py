@@ -94,12 +94,15 @@ class GroupCommit:
         "durable",
         "group",
         "in_flight",
+        "on_seal",
     )
 
     def __init__(self, new_batch: Callable[[], Batch], *, sequence: int, group_bytes_max: int) -> None:
         self.group = 1
         self.durable = 0
         self.in_flight: SealedGroup | None = None
+        self.on_seal: Callable[[], None] | None = None
+        """Runs before the open group is closed, and may still put into it what it has gathered."""
         self._sealed: deque[SealedGroup] = deque()
         self._closed_bytes = 0  # of the sealed groups and the one in flight
         self._sequence_before = sequence
@@ -172,6 +175,8 @@ class GroupCommit:
         assert not self._sealed or self.in_flight is not None
 
     def _seal(self) -> None:
+        if self.on_seal is not None:
+            self.on_seal()
         self._batch_put(SEQUENCE_KEY, seal_number(SEQUENCE_KEY, self._sequence_before + self.group))
         self._sealed.append(SealedGroup(self.group, self._batch, self._open_bytes))
         self._closed_bytes += self._open_bytes

@@ -241,9 +241,11 @@ class RawPeer:
     def __exit__(self, *_: object) -> None:
         self._context.destroy()
 
-    def send(self, method: str, args: list[Any], *, count: int = 1, chain: list[Any] | None = None) -> bytes:
+    def send(
+        self, method: str, args: list[Any], *, count: int = 1, context: list[Any] | None = None
+    ) -> bytes:
         key = id_from_name("Leaf", self._leaf).key
-        calls = [[n + 1, "Leaf", key, self._leaf, method, args, None, 5_000, chain] for n in range(count)]
+        calls = [[n + 1, "Leaf", key, self._leaf, method, args, None, 5_000, context] for n in range(count)]
         body = codec.encode([bytes(16), *calls])
         self._socket.send_multipart([protocol.header(protocol.BATCH, 0, 1), body])
         return body
@@ -266,7 +268,7 @@ def test_a_closing_door_gives_back_also_what_a_running_turn_elsewhere_asks(clust
         cluster.kill(cluster.worker_pids[0], signal.SIGTERM)
         assert peer.receive()[0] == protocol.GOODBYE
         # It does not acknowledge, so the door stays open for a while, for messages that were on their way.
-        batch = peer.send("add", [], chain=[[bytes(32), "Slow/elsewhere"]])
+        batch = peer.send("add", [], context=[[[bytes(32), "Slow/elsewhere"]], None])
         while (message := peer.receive())[0] == protocol.GOODBYE:
             pass
         kind, body = message

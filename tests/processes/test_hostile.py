@@ -80,7 +80,7 @@ def item(client: SyncClient, **changes: Any) -> list[Any]:
         "args": [],
         "kwargs": None,
         "timeout_ms": 1000,
-        "chain": None,
+        "context": None,
     }
     return list((fields | changes).values())
 
@@ -100,8 +100,8 @@ def item(client: SyncClient, **changes: Any) -> list[Any]:
         ({"kwargs": {"nothing": 1}}, "InvalidArgument"),
         ({"kwargs": [1]}, "InvalidArgument"),
         ({"timeout_ms": "soon"}, "InvalidArgument"),
-        ({"chain": 5}, "InvalidArgument"),
-        ({"chain": [5]}, "InvalidArgument"),
+        ({"context": 5}, "InvalidArgument"),
+        ({"context": [5, None]}, "InvalidArgument"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -63,7 +63,7 @@ class Sent:
 
     @property
     def items(self) -> list[Item]:
-        client, *items = codec.decode(self.body)
+        (client, *_), *items = codec.decode(self.body)
         assert client == CLIENT
         return [Item(*item) for item in items]
 

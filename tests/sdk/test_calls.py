@@ -80,7 +80,7 @@ def test_an_item_holds_all_that_the_worker_needs(scene: Scene) -> None:
     (sent,) = scene.sent
     (item,) = sent.items
     assert (item.namespace, item.name, item.method) == ("Counter", name, "add")
-    assert (item.args, item.kwargs, item.timeout_ms, item.chain) == ([1, "x", (2,)], None, 2500, None)
+    assert (item.args, item.kwargs, item.timeout_ms, item.context) == ([1, "x", (2,)], None, 2500, None)
     assert sent.header == protocol.Header(protocol.BATCH, 1, TWO.version, int(scene.clock.now * 1000))
 
 
@@ -406,4 +406,4 @@ def test_the_body_of_a_batch_is_the_clients_id_and_its_calls() -> None:
     scene = Scene(TWO)
     scene.start("a")
     assert isinstance(scene.sent[0], Sent)
-    assert codec.decode(scene.sent[0].body)[0] == scene.caller.client_id
+    assert codec.decode(scene.sent[0].body)[0][0] == scene.caller.client_id

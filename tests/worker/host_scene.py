@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import selectors
 import time
@@ -35,6 +36,7 @@ from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
 
 CLIENT = b"client"
+_CLIENT_IDS = itertools.count(1)
 SLOTS = 16
 EPOCH = 7
 REAL_DEADLINE_S = 20.0
@@ -151,6 +153,8 @@ class Scene:
         limits: Limits | None = None,
         slots: range = range(SLOTS),
         caller_slots: range | None = None,
+        client_id: bytes = b"",
+        wall_clock: Callable[[], float] = time.time,
         **settings: Any,
     ) -> None:
         self.loop = loop or SteppedLoop()
@@ -158,6 +162,8 @@ class Scene:
         self.engine = MemoryEngine(disk)
         self.jobs: deque[Callable[[], None]] = deque()
         self.loop_errors: list[dict[str, Any]] = []
+        self.client_id = client_id or next(_CLIENT_IDS).to_bytes(16, "big")
+        """Of whoever calls; the client of another scene is another one, unless a test says otherwise."""
         self._sequence = 0
         self._held: list[Any] | None = None
         self._replies: dict[bytes, list[list[Any]]] = {}
@@ -199,6 +205,7 @@ class Scene:
                 clock=self.loop.time,
                 want_flush=lambda: self._want("flush", self._flush),
                 want_turns=lambda: self._want("turns", self._run_waiting),
+                wall_clock=wall_clock,
             ),
         )
 
@@ -356,9 +363,9 @@ class Scene:
     def peer(self, identity: bytes, *, raw: bool = False) -> Peer:
         return self.peers.get(identity, raw=raw)
 
-    def send(self, *items: Any, peer: Peer | None = None, stamp_ms: int = 0) -> None:
+    def send(self, *items: Any, peer: Peer | None = None, stamp_ms: int = 0, head: Any = None) -> None:
         """One message with these calls, whatever they are."""
-        self.send_body(codec.encode([b"x" * 16, *items]), peer=peer, stamp_ms=stamp_ms)
+        self.send_body(codec.encode([head or self.client_id, *items]), peer=peer, stamp_ms=stamp_ms)
 
     def send_body(self, body: bytes, *, peer: Peer | None = None, stamp_ms: int = 0) -> None:
         self.do(self.host.on_calls, peer or self.client, body, stamp_ms)
@@ -372,13 +379,15 @@ class Scene:
         kwargs: dict[str, Any] | None = None,
         timeout_ms: int = 0,
         chain: Any = None,
+        request: Any = None,
     ) -> list[Any]:
         """A call as it stands in a batch."""
         self._sequence += 1
         known = name if isinstance(name, str) else name.name
         namespace = namespace_of(cls)
         key = key_of(cls, name)
-        return [self._sequence, namespace, key, known, method, list(args), kwargs, timeout_ms, chain]
+        context = None if chain is None and request is None else [chain, request]
+        return [self._sequence, namespace, key, known, method, list(args), kwargs, timeout_ms, context]
 
     def start(self, cls: Any, name: str | ObjectId, method: str, *args: Any, **options: Any) -> Sent:
         """Sends a call in a message of its own, or with others inside of `one_message()`."""

@@ -19,6 +19,7 @@ from perdure import (
     UnknownMethod,
     UnknownNamespace,
     blocking,
+    codec,
     durable,
 )
 from perdure.ids import new_unique_id
@@ -390,3 +391,34 @@ def test_two_objects_that_call_many_others_keep_their_calls_apart(make_scene: An
     assert results(calls) == [None, None]
     for name in "ab":
         assert scene.call(Node, f"{name}-target", "look") == [(0,), (1,), (2,)]
+
+
+# --- request ids
+
+
+def test_calls_of_a_turn_carry_the_turns_request_id_and_their_number(make_scene: Any) -> None:
+    scene = make_scene(Node)
+    seen = contexts_of(scene)
+    scene.start(Node, "a", "through", ["b", "c"], request=[b"r" * 16, 9, b"", 4]).result()
+    assert [context[1] for context in seen] == [
+        [b"r" * 16, 9, b"\x00\x01", 4],
+        [b"r" * 16, 9, b"\x00\x01\x00\x01", 4],
+    ]
+    seen.clear()
+    call = scene.start(Node, "a", "through", ["b"])
+    call.result()
+    assert [context[1] for context in seen] == [[scene.client_id, call.sequence, b"\x00\x01", 0]]
+    assert not scene.host.progress
+
+
+def contexts_of(scene: Any) -> list[Any]:
+    """The contexts of the calls that objects make from now on."""
+    seen: list[Any] = []
+    on_home = scene._on_home
+
+    def look(body: bytes, stamp: int) -> None:
+        seen.extend(item[8] for item in codec.decode(body)[1:])
+        on_home(body, stamp)
+
+    scene._on_home = look
+    return seen

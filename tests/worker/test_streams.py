@@ -13,7 +13,7 @@ import pytest
 
 from perdure import DurableObject, Limits, OutcomeUnknown, RemoteError, codec, durable, protocol
 from perdure.errors import InvalidArgument, MessageTooLarge, ShardUnavailable
-from worker.host_scene import Scene, take_time
+from worker.host_scene import Scene, SentStream, take_time
 
 WINDOW = 4
 LIMITS = Limits(stream_window_items=WINDOW, stream_window_bytes=1_000)
@@ -88,6 +88,10 @@ class Feed(DurableObject):
         yield 1
         self.made = 2
         raise LookupError("no more")
+
+    async def tail(self) -> AsyncIterator[int]:
+        yield 1
+        self.made += 1
 
     async def odd(self, what: str) -> AsyncIterator[Any]:
         try:
@@ -493,3 +497,52 @@ def test_a_stream_that_takes_longer_than_a_call_may_still_calls_others(scene: Sc
     assert stream.items == [0, 10, 20, (0, "")]
     stream.took(4)
     assert stream.count == 4
+
+
+# --- calls that come again
+
+
+def again(scene: Scene, item: list[Any]) -> SentStream:
+    """The client sends the call once more, over another connection."""
+    peer = scene.peer(b"again")
+    scene.send(item, peer=peer)
+    scene.commit()
+    return SentStream(scene, peer, item[0])
+
+
+@pytest.mark.parametrize("method", ["written", "broken"])
+def test_a_stream_that_has_written_is_not_run_again(scene: Scene, method: str) -> None:
+    item = scene.item(Feed, "f", method, *[3] * (method == "written"))
+    scene.send(item)
+    scene.commit()
+    before = scene.call(Feed, "f", "get")
+    with pytest.raises(OutcomeUnknown, match="has streamed before"):
+        again(scene, item).result()
+    assert scene.call(Feed, "f", "get") == before
+
+
+def test_a_stream_whose_only_write_came_after_its_last_item_is_not_run_again(scene: Scene) -> None:
+    item = scene.item(Feed, "f", "tail")
+    scene.send(item)
+    scene.commit()
+    with pytest.raises(OutcomeUnknown, match="has streamed before"):
+        again(scene, item).result()
+    assert scene.call(Feed, "f", "get") == (1, "")
+
+
+def test_a_call_that_comes_again_while_its_stream_is_open_is_told_so_when_it_ends(scene: Scene) -> None:
+    item = scene.item(Feed, "f", "written", 100)
+    scene.send(item)
+    scene.commit()
+    retry = again(scene, item)
+    assert not retry.replies
+    scene.stream_news([item[0], -1])
+    scene.commit()
+    with pytest.raises(OutcomeUnknown, match="has streamed before"):
+        retry.result()
+
+
+def test_a_stream_that_has_written_nothing_begins_again(scene: Scene) -> None:
+    item = scene.item(Feed, "f", "numbers", 2)
+    scene.send(item)
+    assert again(scene, item).items == [0, 1]

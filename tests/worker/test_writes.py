@@ -168,9 +168,12 @@ def test_sync_returns_at_once_when_nothing_waits(make_scene: Any) -> None:
 
 def test_two_syncs_share_a_commit(make_scene: Any) -> None:
     scene = make_scene(Store)
-    scene.start(Store, "a", "two_syncs")
+    call = scene.start(Store, "a", "two_syncs")
+    scene.commit_one()
+    assert scene.resident(Store, "a").turn is None, "both returned after the first commit"
     scene.commit()
-    assert scene.committer.durable == 1
+    assert call.answered
+    assert scene.committer.durable == 2, "the second is that of the reply's record"
 
 
 # --- durable fields

@@ -50,7 +50,11 @@ class Answers:
 
     def refuse(self, peer: Peer, sequence: int, error: PerdureError) -> None:
         """The call did not run; its answer waits for nothing."""
-        self.reply(peer, sequence, self._pack([sequence, protocol.STATUS_ERROR, to_wire(error)]))
+        self.reply(peer, sequence, self.error_reply(sequence, error))
+
+    def error_reply(self, sequence: int, error: PerdureError) -> bytes:
+        """What `refuse` sends."""
+        return self._pack([sequence, protocol.STATUS_ERROR, to_wire(error)])
 
     def reply_failure(self, resident: Resident, peer: Peer, sequence: int, error: BaseException) -> None:
         """The turn raised; the answer waits for what the object committed before."""

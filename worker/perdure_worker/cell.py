@@ -21,6 +21,7 @@ from perdure.object import namespace_of
 from perdure.plain import SCALARS
 from perdure.streams import Stream
 from perdure.stub import Call, Stub, Target, make_target
+from perdure_worker.clients import Request, nested_path
 
 if TYPE_CHECKING:
     from perdure.object import Storage
@@ -122,9 +123,16 @@ class HostCell:
     ) -> asyncio.Future[Any]:
         host, resident = self._host, self._resident
         host.commit_point(resident)
-        _, _, turn_method, turn_deadline, outer = resident.turn
+        turn = resident.turn
+        _, _, turn_method, turn_deadline, outer, parent = turn
         if turn_method is not None and turn_method.is_generator:
             turn_deadline = inf  # a stream may go on for ever, each of its items is bounded
+        request: Request | None = None
+        if parent is not None:  # the same turn, run again, repeats the ids of its calls
+            progress = host.progress_of(turn)
+            progress.calls += 1
+            client, sequence, path, floor, *_ = parent
+            request = client, sequence, nested_path(path, progress.calls), floor
         chain: list[list[Any]] = [*(outer or []), [resident.key, resident.label]]
         deadline = min(host.clock() + target.timeout_s, turn_deadline)
         if resident.ticket > host.durable and not (kwargs is None and SCALARS.issuperset(map(type, args))):
@@ -136,7 +144,8 @@ class HostCell:
 
         def issue(*_: Any) -> None:
             left_s = max(_TIMEOUT_MIN_S, deadline - host.clock())
-            host.caller.call(target._replace(timeout_s=left_s), method, args, kwargs, spec, future, chain)
+            target_now = target._replace(timeout_s=left_s)
+            host.caller.call(target_now, method, args, kwargs, spec, future, chain, request)
 
         # It leaves when everything that the turn wrote before it is durable.
         host.gate.hold(resident.ticket, (issue, None, None, None))

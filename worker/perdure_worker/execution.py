@@ -26,8 +26,10 @@ from perdure.codec import SCALARS
 from perdure.errors import InvalidArgument, MessageTooLarge, PerdureError
 from perdure.methods import Method
 from perdure_worker.cell import Aborted, HostCell
+from perdure_worker.clients import Request
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
+from perdure_worker.retries import Retries
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.streams import StreamEnd, Streams
 from perdure_worker.threads import BlockingThreads
@@ -35,13 +37,14 @@ from perdure_worker.turns import (
     CURRENT,
     TURN_METHOD,
     TURN_PEER,
+    TURN_REQUEST,
     TURN_SEQUENCE,
+    Progress,
     Turn,
     TurnTask,
     enter,
     leave,
 )
-from perdure_worker.writes import Writes
 
 __all__ = ["Execution", "TurnLimit"]
 
@@ -57,7 +60,7 @@ class TurnLimit(Exception):
     """The turn was cancelled at `turn_max_s`; what it wrote since its last commit point is discarded."""
 
 
-class Execution(Writes, ABC):
+class Execution(Retries, ABC):
     """Runs turns; `Host` decides which."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
@@ -131,9 +134,10 @@ class Execution(Writes, ABC):
         kwargs: Any,
         deadline: float,
         chain: list[list[Any]] | None,
+        request: Request | None,
     ) -> None:
         """Runs a turn to its end or first suspension.  Within `in_turns`; never raises."""
-        turn: Turn = (peer, sequence, method, deadline, chain)
+        turn: Turn = (peer, sequence, method, deadline, chain, request)
         try:
             arguments, keywords = method.bind(args, kwargs)
         except BaseException as error:  # users' constructors and validators run here
@@ -195,6 +199,8 @@ class Execution(Writes, ABC):
     ) -> None:
         task = self._replace_spare()
         task.turn = (resident, turn, self.loop.call_later(self.limits.turn_max_s, self._cut, task))
+        if turn[TURN_REQUEST] is not None:
+            self.windows.suspended(resident, turn, turn[TURN_REQUEST])
         task.adopt(coroutine, context, yielded, self._on_task_done)
 
     def _cut(self, task: TurnTask) -> None:
@@ -219,6 +225,8 @@ class Execution(Writes, ABC):
     def _on_task_done(self, task: TurnTask, result: Any, failure: BaseException | None) -> None:
         resident, turn, timer = task.turn
         timer.cancel()
+        if turn[TURN_REQUEST] is not None:
+            self.windows.ended(resident, turn[TURN_REQUEST])
         self.touch(resident)
         if failure is None:
             self.in_turns(self._finish, resident, turn, result)
@@ -228,10 +236,11 @@ class Execution(Writes, ABC):
         self.want_flush()
 
     def _finish(self, resident: Resident, turn: Turn, result: Any) -> None:
-        peer, sequence, method, _, _ = turn
+        peer, sequence, method, _, _, _ = turn
         if method is None or resident.doomed is not None:
             self._finish_other(resident, turn)
             return
+        progress = self.progress.get(id(turn)) if self.progress else None
         try:
             kind = type(result)
             if kind is not method.result_exact:
@@ -254,8 +263,11 @@ class Execution(Writes, ABC):
             self._fail(resident, turn, error)
             return
         resident.turn = None
-        if changes is not None:
+        if progress is not None:
+            self._finish_known(resident, turn, changes, reply, progress)
+        elif changes is not None:
             self._join(resident, changes)
+            self.record(resident, turn, reply, None)
             self.gate.hold(resident.ticket, (self._reply, peer, sequence, reply))
         elif resident.ticket > self.durable:
             self.gate.hold(resident.ticket, (self._reply, peer, sequence, reply))
@@ -263,6 +275,17 @@ class Execution(Writes, ABC):
             self.reply(peer, sequence, reply)
         if resident.mailbox is not None:
             self.on_idle(resident)
+
+    def _finish_known(
+        self, resident: Resident, turn: Turn, changes: Any, reply: bytes, progress: Progress
+    ) -> None:
+        """The end of a turn that had commit points before, or whose call came in more than once."""
+        del self.progress[id(turn)]
+        if changes is not None or progress.wrote:
+            self._join(resident, changes or [])
+            self.record(resident, turn, reply, progress)
+        self.gate.hold(resident.ticket, (self._reply, turn[TURN_PEER], turn[TURN_SEQUENCE], reply))
+        self.reply_more(resident, progress, reply)
 
     def _finish_other(self, resident: Resident, turn: Turn) -> None:
         if resident.doomed is not None:
@@ -278,6 +301,7 @@ class Execution(Writes, ABC):
             raise MessageTooLarge(text, size=size, limit=limit)
 
     def _fail(self, resident: Resident, turn: Turn, error: BaseException) -> None:
+        progress = self.progress.pop(id(turn), None)
         if resident.doomed is not None:
             error, resident.doomed = resident.doomed, None
         over = isinstance(error, Aborted)
@@ -291,7 +315,8 @@ class Execution(Writes, ABC):
             self._start_failed(resident, error)
             return
         resident.turn = None
-        self.reply_failure(resident, peer, turn[TURN_SEQUENCE], error)
+        for who, sequence in ((peer, turn[TURN_SEQUENCE]), *(progress.more if progress is not None else ())):
+            self.reply_failure(resident, who, sequence, error)
         if over:
             self._end_incarnation(resident)
             self.fail_waiting(resident, error)
@@ -314,7 +339,7 @@ class Execution(Writes, ABC):
         """
         # The clock makes it a tuple of its own: a running turn is known by identity.
         now = self.clock()
-        resident.turn = turn = (None, 0, None, now + self.limits.turn_max_s, chain)
+        resident.turn = turn = (None, 0, None, now + self.limits.turn_max_s, chain, None)
         resident.used = now
         resident.start_error = None
         self._start_behind_gate(resident, turn, None)
@@ -354,6 +379,7 @@ class Execution(Writes, ABC):
             return
         if changes is not None:
             self._join(resident, changes)
+        self.progress.pop(id(turn), None)
         resident.turn = None
         resident.failures = 0
         self.on_idle(resident)

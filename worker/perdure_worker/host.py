@@ -30,10 +30,12 @@ from perdure.errors import (
 )
 from perdure.ids import id_from_name, is_id_of, slot_of
 from perdure.methods import Method
+from perdure_worker.clients import Client, Clients, Request, read_context
 from perdure_worker.execution import Execution
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
+from perdure_worker.retries import named_request
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.worker_methods import call_worker
 
@@ -43,6 +45,7 @@ log = logging.getLogger("perdure.worker")
 
 # What reading an item raises that is no call; a Decimal that is no number compares with nothing.
 _MALFORMED = (ValueError, TypeError, ArithmeticError)
+_CONTEXT = protocol.Item._fields.index("context")
 _ITEM_ELEMENTS = len(protocol.Item._fields)
 _AVERAGED_BYTES_MAX = 64 * 1024
 """Up to this size of a message, each waiting call in it counts as the average of them."""
@@ -67,6 +70,7 @@ class Host(Execution):
         self.malformed = 0
         self._timeout_s = settings.limits.call_timeout_s
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
+        self._clients = Clients()
         self._runnable: deque[Resident] = deque()
         self._expiry = ExpiryWheel(parts.clock())
         self._unknown_fields: set[tuple[str, str]] = set()
@@ -74,32 +78,45 @@ class Host(Execution):
     # --- calls come in
 
     def on_calls(self, peer: Peer, body: bytes, stamp_ms: int = 0) -> None:
-        """A batch ``[client id, item, ...]``; raises `InvalidArgument` when it is none."""
+        """A batch ``[client, item, ...]``; raises `InvalidArgument` when it is none."""
         try:
             items = codec.decode(body)
         except InvalidArgument:
             items = self._readable_items(peer, body)
         if type(items) is not list or not items or len(items) > self.limits.batch_calls_max:
-            raise InvalidArgument("a batch is a list: the client's id, then at most 4,095 calls")
+            raise InvalidArgument("a batch is a list: the client, then at most 4,095 calls")
+        try:
+            client, overtaken = self._clients.on_batch(items[0])
+        except TypeError as error:
+            raise InvalidArgument(f"a batch begins with its client: {error}") from None
+        if overtaken:
+            items = self.refuse_ended(peer, client, items)
         now = self.clock()
         sent = stamp_ms / 1000
         base = sent if 0 < sent <= now else now
         # The average will do, unless one call may be much larger than others.
         size = len(body) // max(1, len(items) - 1) if len(body) <= _AVERAGED_BYTES_MAX else None
-        self.in_turns(self._on_items, peer, items, base, now, size)
+        self.in_turns(self._on_items, peer, client, items, base, now, size)
 
-    def _on_items(self, peer: Peer, items: list[Any], base: float, now: float, size: int | None) -> None:
+    def _on_items(
+        self, peer: Peer, client: Client, items: list[Any], base: float, now: float, size: int | None
+    ) -> None:
         for item in islice(items, 1, None):
             try:
-                self._on_call(peer, item, base, now, size)
+                self._on_call(peer, client, item, base, now, size)
             except _MALFORMED:
-                self._on_malformed(peer, item, base, now, size)
+                self._on_malformed(peer, client, item, base, now, size)
         self._run_waiting(now)
 
-    def _on_call(self, peer: Peer, item: Any, base: float, now: float, size: int | None) -> None:
+    def _on_call(
+        self, peer: Peer, client: Client, item: Any, base: float, now: float, size: int | None
+    ) -> None:
         sequence, namespace, key, name, method_name, args, kwargs, timeout_ms, chain = item
         if type(sequence) is not int or type(args) is not list or (kwargs and type(kwargs) is not dict):
             raise TypeError("a call's sequence is an int, its arguments are a list and a map")
+        request: Request = (client.id, sequence, b"", client.low)
+        if chain is not None:
+            chain, request = self._read_context(chain, request, item)
         resident = self.live.get(key)
         if resident is None or (name is not None and name != resident.name):
             try:
@@ -109,6 +126,13 @@ class Host(Execution):
                 resident = self._admit(namespace, key, name, method_name, chain)
             except PerdureError as error:
                 self.refuse(peer, sequence, error)
+                return
+        window = resident.window
+        if window is not None and window.client is request[0] and sequence > window.highest:
+            window.highest = sequence  # the client's latest call here, so it cannot have been here before
+        else:
+            own = client if client.id is request[0] else None
+            if self.is_known(resident, peer, sequence, request, own):
                 return
         method = resident.cls.methods.get(method_name)
         if method is None or resident.cls.namespace != namespace or chain or self.draining:
@@ -129,13 +153,23 @@ class Host(Execution):
         ):
             resident.used = now
             if now < deadline:
-                self.run_turn(resident, peer, sequence, method, args, kwargs, deadline, chain)
+                self.run_turn(resident, peer, sequence, method, args, kwargs, deadline, chain, request)
             else:
                 self._refuse_late(peer, sequence, now - deadline)
         else:
             if size is None:
                 size = len(codec.encode(item))
-            self._wait(resident, Waiting(peer, item, deadline, now, size))
+            self._wait(resident, Waiting(peer, item, deadline, now, size, request))
+
+    def _read_context(self, context: Any, request: Request, item: list[Any]) -> tuple[Any, Request]:
+        """The chain, which takes the context's place in the item, and the request id."""
+        chain, of_another = read_context(context)
+        item[_CONTEXT] = chain
+        if of_another is None:
+            return chain, request
+        if not of_another[2]:  # no turn's call: it has an id that its caller has chosen
+            return chain, named_request(of_another, *item[4:7])
+        return chain, of_another
 
     def _refusal(
         self, resident: Resident, namespace: Any, method_name: Any, method: Method | None, chain: Any
@@ -227,12 +261,14 @@ class Host(Execution):
                     self.refuse(peer, sequence, error)
         return items
 
-    def _on_malformed(self, peer: Peer, item: Any, base: float, now: float, size: int | None) -> None:
+    def _on_malformed(
+        self, peer: Peer, client: Client, item: Any, base: float, now: float, size: int | None
+    ) -> None:
         if type(item) is list and len(item) > _ITEM_ELEMENTS:
             # Of a newer client, which may say more than this worker understands.
             del item[_ITEM_ELEMENTS:]
             with contextlib.suppress(*_MALFORMED):
-                self._on_call(peer, item, base, now, size)
+                self._on_call(peer, client, item, base, now, size)
                 return
         self.malformed += 1
         if type(item) is list and item and type(item[0]) is int:
@@ -307,8 +343,14 @@ class Host(Execution):
             method = resident.cls.methods[method_name]
             resident.used = now
             self.live.move_to_end(resident.key)
-            if now < waiting.deadline:
-                self.run_turn(resident, waiting.peer, sequence, method, args, kwargs, waiting.deadline, chain)
+            request = waiting.request
+            if request is not None and self.is_known_now(resident, waiting.peer, sequence, request):
+                self.on_idle(resident)
+            elif now < waiting.deadline:
+                deadline = waiting.deadline
+                self.run_turn(
+                    resident, waiting.peer, sequence, method, args, kwargs, deadline, chain, request
+                )
             else:
                 self._refuse_late(waiting.peer, sequence, now - waiting.deadline)
                 self.on_idle(resident)
@@ -328,6 +370,7 @@ class Host(Execution):
             self._refuse_late(peer, item[0], 0.0)
         if self.streams:
             self.streams.tick()
+        self.windows.forget_unused(now)
 
     def evict_idle(self) -> int:
         """Drops objects without events for `idle_evict_s`, a bounded number at a time; how many went."""
@@ -367,6 +410,7 @@ class Host(Execution):
             or (resident.instance is not None and self.save_strays(resident))
         ):
             return False
+        self.windows.leave(resident)
         del self.live[resident.key]
         return True
 

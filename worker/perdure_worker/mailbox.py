@@ -10,6 +10,7 @@ from typing import Any
 
 from perdure.errors import Overloaded
 from perdure.limits import Limits
+from perdure_worker.clients import Request
 from perdure_worker.peers import Peer
 
 __all__ = ["ExpiryWheel", "Mailbox", "Waiting"]
@@ -21,15 +22,27 @@ _EXPIRED_KEPT = 64
 class Waiting:
     """One waiting call."""
 
-    __slots__ = ("arrived", "bucket", "deadline", "item", "peer", "size")
+    __slots__ = ("arrived", "bucket", "deadline", "item", "peer", "request", "size")
 
-    def __init__(self, peer: Peer, item: list[Any], deadline: float, arrived: float, size: int) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        item: list[Any],
+        deadline: float,
+        arrived: float,
+        size: int,
+        request: Request | None = None,
+    ) -> None:
         self.peer = peer
         self.item: list[Any] | None = item
-        """The call; None once it was answered without having run (its deadline passed)."""
+        """The call, with its chain in place of the context.
+
+        None once it was answered without having run (its deadline passed).
+        """
         self.deadline = deadline
         self.arrived = arrived
         self.size = size
+        self.request = request
         self.bucket = 0
         """Where the `ExpiryWheel` keeps it."""
 

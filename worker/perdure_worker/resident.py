@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from perdure_storage.object_storage import ObjectStorage
     from perdure_worker.mailbox import Mailbox
     from perdure_worker.registry import ObjectClass
+    from perdure_worker.windows import Window
 
 __all__ = ["Encoded", "Resident"]
 
@@ -56,6 +57,7 @@ class Resident:
         "turn",
         "undo",
         "used",
+        "window",
     )
 
     def __init__(self, cls: ObjectClass, key: bytes, name: str | None) -> None:
@@ -85,6 +87,8 @@ class Resident:
         """`saved` as it was before this turn's delete_all; None when there was none."""
         self.used = 0.0
         """When its last turn started, in seconds of the worker's clock."""
+        self.window: Window | None = None
+        """Recorded replies of the client that called last; the others' are found through it."""
         self.failures = 0
         self.retry_at = 0.0
         self.start_error: BaseException | None = None

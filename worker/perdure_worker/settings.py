@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -46,3 +47,5 @@ class Collaborators:
     """Asks the shell to look after commits and replies at the end of this tick."""
     want_turns: Callable[[], None]
     """Asks the shell to call `run_waiting` in the next tick."""
+    wall_clock: Callable[[], float] = time.time
+    """Seconds since the epoch; for what outlives the process."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure import codec, protocol
 from perdure.codec import SCALARS
-from perdure.errors import InvalidArgument, OutcomeUnknown, PerdureError, to_wire
+from perdure.errors import InvalidArgument, OutcomeUnknown, PerdureError
 from perdure.methods import Method
 from perdure.streams import STOP
 from perdure_worker.peers import Peer
@@ -39,16 +39,11 @@ _PLAIN = SCALARS | {str}
 _PROBE_S = 1.0
 """A reader that is waited for is sent something this often, which shows whether its connection stands."""
 
+_BEGUN = OutcomeUnknown(
+    "this call has streamed before, and what it yielded cannot be given again; read the state instead"
+)
+
 Key = tuple[bytes, bytes | None, int]
-
-
-class StreamEnd:
-    """What the turn of a stream results in: its last reply."""
-
-    __slots__ = ("reply",)
-
-    def __init__(self, reply: bytes) -> None:
-        self.reply = reply
 
 
 class Production:
@@ -60,6 +55,7 @@ class Production:
         "method",
         "peer",
         "probed",
+        "recorded",
         "resident",
         "sequence",
         "since",
@@ -90,9 +86,20 @@ class Production:
         self.waiter: asyncio.Future[None] | None = None
         """There while the producer waits at its `yield` for its reader."""
         self.heard = self.probed = now
+        self.recorded = False
+        """Whether a retry of the call would be known as such."""
         self.stopped = False
         self.stop: PerdureError | None = None
         """What the reader is told, where it was stopped for another reason than its own."""
+
+
+class StreamEnd:
+    """What the turn of a stream results in."""
+
+    __slots__ = ("stream",)
+
+    def __init__(self, stream: Production) -> None:
+        self.stream = stream
 
 
 class Streams:
@@ -126,11 +133,7 @@ class Streams:
             stream.task = None  # a reference that stays would cost the host its spare task
             if self._open.get(key) is stream:
                 del self._open[key]
-        if stream.stop is None:
-            last: list[Any] = [stream.sequence, protocol.STATUS_END, stream.count]
-        else:
-            last = [stream.sequence, protocol.STATUS_ERROR, to_wire(stream.stop)]
-        return StreamEnd(self._pack(last))
+        return StreamEnd(stream)
 
     async def _drive(self, stream: Production, generator: AsyncGenerator[Any, Any]) -> None:
         step: Callable[[], Awaitable[Any]] = generator.__anext__
@@ -169,6 +172,8 @@ class Streams:
             reply = b"\x93" + self._pack(sequence) + bytes((protocol.STATUS_ITEM,)) + codec.encode(value)
         host.check_size(reply)
         host.commit_point(stream.resident)
+        if not stream.recorded:
+            self._record(stream)
         stream.count += 1
         stream.sizes.append(len(reply))
         stream.unread_bytes += len(reply)
@@ -178,6 +183,18 @@ class Streams:
         else:
             host.reply_item(stream.peer, sequence, reply)
             host.want_flush()
+
+    def _record(self, stream: Production) -> None:
+        """A stream that has written is known by its request, so that a retry does not run it again.
+
+        Its reader may have seen a part, which no record can give back: the retry learns just that.
+        """
+        host, resident = self._host, stream.resident
+        progress = host.progress.get(id(resident.turn))
+        if progress is not None and progress.wrote:
+            stream.recorded = True
+            host._join(resident, [])
+            host.record(resident, resident.turn, host.error_reply(stream.sequence, _BEGUN), progress)
 
     def _is_full(self, stream: Production) -> bool:
         limits = self._limits
@@ -200,10 +217,19 @@ class Streams:
 
     def finish(self, resident: Resident, turn: Turn, end: StreamEnd) -> None:
         """The turn of a stream has ended well; raises when its last writes cannot be stored."""
-        host = self._host
+        host, stream = self._host, end.stream
         host.commit_point(resident)
+        if not stream.recorded:
+            self._record(stream)
+        progress = host.progress.pop(id(turn), None)
         resident.turn = None
-        host.gate.hold(resident.ticket, (host.reply, turn[TURN_PEER], turn[TURN_SEQUENCE], end.reply))
+        if stream.stop is None:
+            reply = self._pack([stream.sequence, protocol.STATUS_END, stream.count])
+        else:
+            reply = host.error_reply(stream.sequence, stream.stop)
+        host.gate.hold(resident.ticket, (host.reply, stream.peer, stream.sequence, reply))
+        if progress is not None and progress.more:
+            host.reply_more(resident, progress, host.error_reply(stream.sequence, _BEGUN))
         host.on_idle(resident)
 
     def time_left(self, turn: Turn) -> float:

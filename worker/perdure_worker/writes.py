@@ -31,7 +31,7 @@ from perdure_worker.answers import Answers
 from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.turn_storage import TurnStorage
-from perdure_worker.turns import CURRENT, TURN_PEER
+from perdure_worker.turns import CURRENT, TURN_PEER, Progress, Turn
 
 __all__ = ["Writes"]
 
@@ -52,6 +52,8 @@ class Writes(Answers):
         self.want_turns = parts.want_turns
         self.paused = False
         """Whether new turns wait because too many bytes wait for the disk."""
+        self.progress: dict[int, Progress] = {}
+        """By identity of the turn, until it ends."""
         self._groups = parts.committer.groups
         self._value_bytes_max = settings.limits.value_bytes_max
         self._backend = StorageBackend(parts.engine, settings.limits, codec.encode, codec.decode)
@@ -127,7 +129,15 @@ class Writes(Answers):
         changes = self._changes(resident)
         if changes is not None:
             self._join(resident, changes)
+            self.progress_of(resident.turn).wrote = True
             self.want_flush()
+
+    def progress_of(self, turn: Turn) -> Progress:
+        """What is remembered of a running turn until its end."""
+        progress = self.progress.get(id(turn))
+        if progress is None:
+            progress = self.progress[id(turn)] = Progress()
+        return progress
 
     def save_strays(self, resident: Resident) -> bool:
         """Commits changes of durable fields that no turn made; whether there were some."""

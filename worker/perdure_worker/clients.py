@@ -1,0 +1,116 @@
+"""Who calls, and which of their calls have ended: read from batches and items.  Pure; worker's event loop.
+
+Guarantees that the state of a client only moves forward: a batch that was overtaken by a later one of the
+same client is known as such, so that a call in it which has ended since is not taken for a new one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from perdure.limits import Limits
+
+__all__ = ["CLIENT_ID_BYTES", "Client", "Clients", "Request", "nested_path", "read_context"]
+
+CLIENT_ID_BYTES = 16
+_WIDE = 0xFFFF
+"""Ordinals from here on take four bytes behind this mark."""
+_LIMITS = Limits()
+_PATH_BYTES_MAX = 6 * _LIMITS.chain_depth_max
+"""Six bytes is the longest ordinal; see `nested_path`."""
+
+# The id of a request: the client's id (16 bytes), its sequence, the path of ordinals below the client's own
+# call (empty for that call itself), and the client's floor: all its calls below have ended.  A request that
+# the user has named has a fifth element, the digest of method and arguments.  A plain tuple, because one is
+# made for every call.
+Request = tuple[Any, ...]
+
+
+class Client:
+    """One client as this worker knows it."""
+
+    __slots__ = ("floor", "flush", "id", "low", "stragglers")
+
+    def __init__(self, client_id: bytes) -> None:
+        self.id = client_id
+        self.flush = 0
+        """Number of the latest flush that told the following."""
+        self.floor = 0
+        """All calls below it have ended, but for the stragglers; 0 where the client does not tell."""
+        self.stragglers: tuple[int, ...] = ()
+        self.low = 0
+        """All calls below it have ended."""
+
+    def has_ended(self, sequence: int) -> bool:
+        """Whether the client does not wait for this call any more, and will not send it again."""
+        return sequence < self.floor and sequence not in self.stragglers
+
+
+class Clients:
+    """The clients that called lately, bounded; the longest silent is forgotten."""
+
+    def __init__(self, count_max: int = _LIMITS.clients_known_max) -> None:
+        self._clients: OrderedDict[bytes, Client] = OrderedDict()
+        self._count_max = count_max
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def on_batch(self, head: Any) -> tuple[Client, bool]:
+        """The client of a batch's first element, and whether a later batch of it has overtaken this one.
+
+        Raises `TypeError` for what is no client.
+        """
+        if type(head) is bytes:
+            return self._get(head), False
+        if type(head) is not list or len(head) < 3 or not set(map(type, head[1:])) <= {int}:
+            raise TypeError("a client is 16 bytes, or a list of them, a flush number, a floor and stragglers")
+        client = self._get(head[0])
+        flush = head[1]
+        if flush < client.flush:
+            return client, True
+        if flush > client.flush:
+            client.flush = flush
+            client.floor = head[2]
+            client.stragglers = tuple(head[3:])
+            client.low = min(head[2:])
+        return client, False
+
+    def _get(self, client_id: Any) -> Client:
+        client = self._clients.get(client_id)
+        if client is None:
+            if type(client_id) is not bytes or len(client_id) != CLIENT_ID_BYTES:
+                raise TypeError(f"a client's id has {CLIENT_ID_BYTES} bytes")
+            if len(self._clients) >= self._count_max:
+                self._clients.popitem(last=False)
+            client = self._clients[client_id] = Client(client_id)
+        else:
+            self._clients.move_to_end(client_id)
+        return client
+
+
+def read_context(context: Any) -> tuple[Any, Request | None]:
+    """The chain and the request id of an item's ninth element; `TypeError` for what is none.
+
+    The chain is looked at by whoever uses it.
+    """
+    if type(context) is not list or len(context) < 2:
+        raise TypeError("a context is a list of chain and request")
+    chain, request = context[:2]
+    if request is None:
+        return chain, None
+    if type(request) is not list or tuple(map(type, request[:4])) != (bytes, int, bytes, int):
+        raise TypeError("a request is a list of client id, sequence, path and floor")
+    if len(request[0]) != CLIENT_ID_BYTES or len(request[2]) > _PATH_BYTES_MAX:
+        raise TypeError(
+            f"a request's client id has {CLIENT_ID_BYTES} bytes, its path {_PATH_BYTES_MAX} at most"
+        )
+    return chain, tuple(request[:4])
+
+
+def nested_path(path: bytes, ordinal: int) -> bytes:
+    """The path of the call with this ordinal (from 1) that the turn of the request with `path` makes."""
+    if ordinal < _WIDE:
+        return path + ordinal.to_bytes(2, "big")
+    return path + _WIDE.to_bytes(2, "big") + ordinal.to_bytes(4, "big")
