@@ -13,6 +13,7 @@ import pytest
 
 from perdure import DurableObject, Limits, OutcomeUnknown, RemoteError, codec, durable, protocol
 from perdure.errors import InvalidArgument, MessageTooLarge, ShardUnavailable
+from perdure.streams import STOP
 from worker.host_scene import Scene, SentStream, take_time
 
 WINDOW = 4
@@ -531,12 +532,11 @@ def test_a_stream_whose_only_write_came_after_its_last_item_is_not_run_again(sce
 
 
 def test_a_call_that_comes_again_while_its_stream_is_open_is_told_so_when_it_ends(scene: Scene) -> None:
-    item = scene.item(Feed, "f", "written", 100)
+    item = scene.item(Feed, "f", "numbers", 100)
     scene.send(item)
-    scene.commit()
     retry = again(scene, item)
     assert not retry.replies
-    scene.stream_news([item[0], -1])
+    scene.stream_news([item[0], STOP])
     scene.commit()
     with pytest.raises(OutcomeUnknown, match="has streamed before"):
         retry.result()
