@@ -397,9 +397,8 @@ class Router:
     def on_peer_gone(self, origin: bytes, header: bytes = b"") -> None:
         """An answer with this header could not be sent, since its client's connection is closed."""
         self.stats["answers_unroutable"] += 1 + self.backlog.forget(origin)
-        if (
-            header[:2] == _STREAM_START and len(header) == _HEADER_BYTES
-        ):  # a worker asks whether the reader of a stream is there
+        # A worker asks whether the reader of a stream is there.
+        if header[:2] == _STREAM_START and len(header) == _HEADER_BYTES:
             _, worker, epoch, _ = protocol.read_header(header)
             self._on_stream((origin, header, b""), worker, epoch)
         if origin in self._clients:

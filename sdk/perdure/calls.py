@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
 from perdure import codec, protocol
@@ -31,7 +31,7 @@ from perdure.errors import (
 )
 from perdure.limits import Limits
 from perdure.methods import Method
-from perdure.pending import Answer, Pending, end, unencodable
+from perdure.pending import Answer, Pending, batches, end, unencodable
 from perdure.slotmap import SlotMap
 from perdure.streams import Streams
 from perdure.stub import Target
@@ -47,8 +47,6 @@ _RETRY_MAX_S = 0.5
 _RETRY_DOUBLINGS_MAX = 5  # 0.02 s * 2**5 is beyond _RETRY_MAX_S; without a bound the power overflows
 _OLD_TICKS = 10
 """A call is not young any more after this many ticks, 0.5 s."""
-# A batch carries one time for all of its calls, so only calls of about the same time travel together.
-_STAMP_SLACK_S = 0.005
 _ID_FIELD, _TIMEOUT_FIELD = 2, 7  # positions of Item.object_id and Item.timeout_ms in a call's fields
 
 
@@ -74,7 +72,7 @@ class Caller:
         self.client_id = client_id
         self.map: SlotMap | None = None
         self.pending: dict[int, Pending] = {}
-        self.streams = Streams(client_id, self.pending, clock, self._flush_soon, self._failure)
+        self.streams = Streams(client_id, self.pending, clock, self._flush_soon, load_exception)
         self.late_replies = 0
         self.direct = True
         """Whether calls go to the workers themselves; if not, news of a death overtakes batches on the way
@@ -215,7 +213,7 @@ class Caller:
             epoch = slot_map.seats[worker].epoch
             sent = 0
             try:
-                for batch, size in self._batches(queue):
+                for batch, size in batches(queue):
                     items = [pending.item for pending in batch]
                     body = b"".join((protocol.array_header(len(items) + 1), head, *items))
                     stamp = int(batch[0].encoded_at * 1000) if self.same_clock else 0
@@ -248,29 +246,6 @@ class Caller:
                 break
             stragglers.append(sequence)
         return self._pack([self.client_id, self._flushes, floor, *stragglers])
-
-    def _batches(self, queue: list[Pending]) -> Iterator[tuple[list[Pending], int]]:
-        size = sum([len(pending.item) for pending in queue])
-        if (
-            size <= _LIMITS.batch_bytes_max
-            and len(queue) < _LIMITS.batch_calls_max
-            and queue[-1].encoded_at - queue[0].encoded_at <= _STAMP_SLACK_S
-        ):
-            yield queue[:], size
-            return
-        batch: list[Pending] = []
-        size = 0
-        for pending in queue:
-            if batch and (
-                size + len(pending.item) > _LIMITS.batch_bytes_max
-                or len(batch) >= _LIMITS.batch_calls_max - 1
-                or pending.encoded_at - batch[0].encoded_at > _STAMP_SLACK_S
-            ):
-                yield batch, size
-                batch, size = [], 0
-            batch.append(pending)
-            size += len(pending.item)
-        yield batch, size
 
     # --- what comes back
 
@@ -311,9 +286,6 @@ class Caller:
             answer.set_exception(error)
         else:
             answer.set_result(result)
-
-    def _failure(self, status: int, payload: Any) -> BaseException:
-        return from_wire(*payload) if status == protocol.STATUS_ERROR else self._load_exception(payload)
 
     def _on_error(self, pending: Pending, error: PerdureError) -> None:
         if isinstance(error, ShardUnavailable):
@@ -361,7 +333,7 @@ class Caller:
         self.map = slot_map
         if self.direct:
             self.lose_dead()
-        # In the order of their times, which `_batches` relies on; calls to one object keep their order.
+        # In the order of their times, which `batches` relies on; calls to one object keep their order.
         waiting = sorted(
             [pending for queue in self._queues.values() for pending in queue], key=lambda p: p.encoded_at
         )

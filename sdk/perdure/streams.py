@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from perdure import codec, protocol
-from perdure.errors import OutcomeUnknown
+from perdure.errors import OutcomeUnknown, from_wire
 from perdure.limits import Limits
 from perdure.methods import Method
 from perdure.pending import Answer, Pending, end
@@ -234,7 +234,7 @@ class Streams:
         pending: Mapping[int, Pending],
         clock: Callable[[], float],
         want_flush: Callable[[], None],
-        read_failure: Callable[[int, Any], BaseException],
+        load_exception: Callable[[Any], BaseException],
     ) -> None:
         self.clock = clock
         self.open: dict[int, Reader] = {}
@@ -244,7 +244,7 @@ class Streams:
         self._client_id = client_id
         self._pending = pending
         self._want_flush = want_flush
-        self._read_failure = read_failure
+        self._load_exception = load_exception
         self._news: dict[tuple[int, int], dict[int, int]] = {}
         """By worker and epoch: for sequences, how many items were taken, or `STOP`."""
 
@@ -274,8 +274,10 @@ class Streams:
             reader.finish(payload)
         elif status == protocol.STATUS_RESULT:
             return False
+        elif status == protocol.STATUS_RAISED:
+            reader.fail(self._load_exception(payload))
         else:
-            reader.fail(self._read_failure(status, payload))
+            reader.fail(from_wire(*payload))
         return True
 
     def lose(self, why: str, address: tuple[int, int] | None = None, *, stop: bool = False) -> None:

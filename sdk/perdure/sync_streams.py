@@ -7,14 +7,13 @@ count as taken when they are handed over.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
-from perdure.errors import OutcomeUnknown, ShardUnavailable
+from perdure.errors import OutcomeUnknown
 from perdure.limits import Limits
 from perdure.streams import Hold, Reader
 
@@ -53,11 +52,8 @@ class SyncStream(Iterator[T], Generic[T]):
 
     def close(self) -> None:
         """Ends the stream; the producer is told at once, and not waited for."""
-        hold, self._hold = self._hold, None
+        self._hold = None
         self._lot.clear()
-        if hold is not None:
-            with contextlib.suppress(RuntimeError, ShardUnavailable):  # the client is closed already
-                self._running_loop().call_soon_threadsafe(hold.reader.leave)
 
     def __enter__(self) -> Self:
         return self

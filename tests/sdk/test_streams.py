@@ -212,6 +212,11 @@ def test_a_reader_that_waits_tells_what_it_took_at_the_next_tick_and_again_each_
     assert told(scene) == [[stream.sequence, 1]]
     scene.pass_time(3.2)
     assert told(scene) == [[stream.sequence, 1]] * 3
+    stream.items(2)
+    reader.take()
+    reader.wait(lambda: None)
+    scene.pass_time(0.1)
+    assert told(scene) == [[stream.sequence, 2]]
 
 
 def test_news_that_do_not_leave_now_leave_later_and_those_of_a_dead_worker_never(scene: Scene) -> None:
@@ -499,6 +504,20 @@ async def test_leaving_a_typed_stream_before_its_first_item_stops_the_producer_a
         with pytest.raises(TypeError, match="async for"):
             await call
         await producer.stopped()
+
+
+@in_both_loops
+async def test_closing_an_untyped_stream_before_its_first_item_stops_the_producer_at_that_item(
+    tmp_path: Path,
+) -> None:
+    async with fake_cluster(tmp_path) as cluster, connect(cluster.url) as client:
+        producer = Producer(cluster.doors[0])
+        call = client.get("Shop", "a").numbers(3)
+        await producer.called()
+        await call.aclose()
+        await producer.send(0)
+        await producer.stopped()
+        assert await _all(call) == []
 
 
 @in_both_loops
