@@ -23,7 +23,7 @@ from perdure.methods import Method
 from perdure.pending import Answer, Pending, end
 from perdure.slotmap import SlotMap
 
-__all__ = ["Hold", "Reader", "STOP", "Stream", "StreamingMethod", "Streams"]
+__all__ = ["STOP", "Hold", "Reader", "Stream", "StreamingMethod", "Streams"]
 
 T = TypeVar("T")
 STOP: Final = -1
