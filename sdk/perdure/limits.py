@@ -25,6 +25,8 @@ class Limits:
     """Longest namespace: it is part of every stored key, and keys the hash of names (64 bytes at most)."""
     key_bytes_max: int = 2 * KIB
     """Longest storage key in UTF-8: keys stand in every batch, log record and index block beside values."""
+    request_id_bytes_max: int = 512
+    """Longest request id that a caller chooses, in UTF-8; only its hash is sent and stored."""
     value_bytes_max: int = 2 * MIB
     """Largest encoded storage value: one turn writes it whole, and every change writes it again."""
     multi_keys_max: int = 128
@@ -70,7 +72,7 @@ class Limits:
     oldest are dropped, and retries of what is older are refused."""
     reply_window_bytes_max: int = 256 * KIB
     """Bytes of those replies, which each commit of the object writes again; larger ones are not kept."""
-    reply_windows_max: int = 8_192
+    reply_windows_max: int = 16_384
     """Clients' windows in a worker's memory that nothing needs: the others are read again when needed."""
     clients_known_max: int = 10_000
     """Clients that a worker knows the open calls of; a forgotten one tells them again with its next call."""
@@ -84,6 +86,10 @@ class Limits:
     """Old open calls that a client lists with each message, so that workers can forget those after them."""
     chain_depth_max: int = 32
     """Objects that wait for each other in one chain of calls: a longer one is a recursion gone wrong."""
+
+    client_retries_per_second_max: int = 5_000
+    """Calls that a client sends again in a second; what is more waits longer, so that a cluster that lost a
+    worker is not hit again by everybody at once."""
 
     # --- times
     call_timeout_s: float = 30.0

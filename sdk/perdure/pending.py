@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 from perdure import codec
 from perdure.errors import InvalidArgument
-from perdure.limits import Limits
 from perdure.methods import Method
 
-__all__ = ["Answer", "Pending", "batches", "end", "unencodable"]
-
-_LIMITS = Limits()
-# A batch carries one time for all of its calls, so only calls of about the same time travel together.
-_STAMP_SLACK_S = 0.005
+__all__ = ["Answer", "Pending", "end", "unencodable"]
 
 
 class Answer(Protocol):
@@ -52,6 +46,7 @@ class Pending:
         "epoch",
         "fields",
         "item",
+        "maybe_ran",
         "spec",
         "worker",
     )
@@ -78,6 +73,8 @@ class Pending:
         self.spec = spec
         self.epoch = 0
         """Epoch of the incarnation that it was sent to; 0 while nothing was sent."""
+        self.maybe_ran = False
+        """Whether an earlier try was lost and may have taken effect."""
         self.attempts = 0
         """How often it came back without having run."""
 
@@ -97,28 +94,3 @@ class Pending:
         """The time that the call was given, in seconds."""
         timeout_ms: int = self.fields[7]
         return timeout_ms * 0.001
-
-
-def batches(queue: list[Pending]) -> Iterator[tuple[list[Pending], int]]:
-    """The calls as they leave, in order: batches of bounded count, size and time, each with its size."""
-    size = sum([len(pending.item) for pending in queue])
-    if (
-        size <= _LIMITS.batch_bytes_max
-        and len(queue) < _LIMITS.batch_calls_max
-        and queue[-1].encoded_at - queue[0].encoded_at <= _STAMP_SLACK_S
-    ):
-        yield queue[:], size
-        return
-    batch: list[Pending] = []
-    size = 0
-    for pending in queue:
-        if batch and (
-            size + len(pending.item) > _LIMITS.batch_bytes_max
-            or len(batch) >= _LIMITS.batch_calls_max - 1
-            or pending.encoded_at - batch[0].encoded_at > _STAMP_SLACK_S
-        ):
-            yield batch, size
-            batch, size = [], 0
-        batch.append(pending)
-        size += len(pending.item)
-    yield batch, size

@@ -65,8 +65,9 @@ STREAM: Final = 14  # reader -> door or router: number = epoch; body: [client, [
 #                     door -> reader, without a body: are you there?  The router returns it if not
 REPLY_ITEM: Final = 15  # router -> raw client: as REPLY, but one item of a stream: more comes
 
-# `client` in these bodies is the client's id (16 bytes), or [client id, flush number, floor, stragglers...]:
-# of its calls all have ended but those from `floor` on and the stragglers (sequences), as of that flush.
+# `client` in these bodies is the client's id (16 bytes), or [client id, flush number, last, floor,
+# stragglers...]: as of that flush, `last` is the sequence of its latest call, and all of its calls have ended
+# but those from `floor` on and the stragglers (sequences).
 
 # Outcomes in a reply [sequence, status, payload].
 STATUS_RESULT: Final = 0  # payload: the result

@@ -310,12 +310,12 @@ class Streams:
     def leave(self, answer: Answer) -> None:
         """Whoever waited for this call's first item has left; it stays pending, and its answer is refused."""
         for pending in self._pending.values():
-            if pending.answer is answer and pending.epoch:
+            if pending.answer is answer:
                 self.give_up(pending)
 
     def give_up(self, pending: Pending) -> None:
-        """Nobody waits for this call any more, which was sent and may be a stream without an item yet."""
-        if pending.spec is None or pending.spec.is_generator:
+        """Nobody waits for this call any more; if it was sent, it may be a stream without an item yet."""
+        if pending.epoch and (pending.spec is None or pending.spec.is_generator):
             self.stop(pending.worker, pending.epoch, pending.sequence)
 
     def flush(self, send: Send, slot_map: SlotMap | None) -> bool:

@@ -348,6 +348,16 @@ def test_a_lost_worker_ends_its_streams_after_what_had_come(
     assert [sent.header.kind for sent in scene.sent].count(protocol.BATCH) == 1, "it is not sent again"
 
 
+def test_a_call_that_has_streamed_nothing_yet_is_sent_again_like_any_other(scene: Scene) -> None:
+    stream = Open(scene)
+    scene.caller.on_map(map_of(2, 2, 1))
+    scene.pass_time(1.0)
+    assert [sent.epoch for sent in scene.sent if sent.header.kind == protocol.BATCH] == [1, 2]
+    stream.items(1, epoch=2)
+    stream.items(9, epoch=1)
+    assert stream.reader.take(9) == [1]
+
+
 def test_the_death_of_another_worker_leaves_a_stream_alone(scene: Scene) -> None:
     stream = Open(scene, worker=1)
     stream.items(1)

@@ -82,6 +82,19 @@ async def test_a_loop_over_a_call_gets_the_items_and_ends(tmp_path: Path, shop: 
 
 @KINDS
 @in_both_loops
+async def test_a_stream_under_a_request_id_of_one_s_own_is_read_as_any_other(
+    tmp_path: Path, shop: Any
+) -> None:
+    async with fake_cluster(tmp_path) as cluster, connect(cluster.url) as client:
+        producer = Producer(cluster.doors[0])
+        reading = asyncio.create_task(_all(client.get(shop, "a", request_id="order 7").numbers(3)))
+        await producer.called()
+        await producer.send(0, 1, 2, end=True)
+        assert await soon(reading) == [0, 1, 2]
+
+
+@KINDS
+@in_both_loops
 async def test_a_stream_opened_first_and_read_later_has_lost_nothing(tmp_path: Path, shop: Any) -> None:
     async with fake_cluster(tmp_path) as cluster, connect(cluster.url) as client:
         producer = Producer(cluster.doors[0])

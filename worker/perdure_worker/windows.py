@@ -62,21 +62,26 @@ class Window:
     __slots__ = (
         "client",
         "dropped",
-        "entries",
         "floor",
         "group",
         "highest",
+        "key",
         "looked",
         "looked_at",
+        "older",
         "others",
+        "reply",
         "resident",
+        "row",
         "running",
         "state",
         "stored",
     )
 
-    def __init__(self, resident: Resident, client: bytes, state: Client | None) -> None:
+    def __init__(self, resident: Resident, client: bytes, state: Client | None, row: bytes) -> None:
         self.resident: Resident | None = resident
+        self.row = row
+        """Its key on disk."""
         self.client = client
         self.state = state
         """What the client tells; None for calls that come in its name (nested calls, named requests)."""
@@ -86,11 +91,15 @@ class Window:
         """Calls up to this sequence that are not recorded may have been, and must not run."""
         self.floor = 0
         """Calls below it have ended: they must not run."""
-        self.entries: dict[Any, Any] = {}
-        """Encoded reply, or None for one too large to be kept, by `entry_key`.
+        self.key: Any = None
+        """The latest recorded call, as `entry_key`."""
+        self.reply: Any = None
+        """Its encoded reply, or None for one too large to be kept.
 
         Of a request that the user has named: a list of that and the digest of what was called.
         """
+        self.older: dict[Any, Any] | None = None
+        """The same of calls before it that may come in again; there are none most of the time."""
         self.running: dict[Any, Turn] | None = None
         """Turns that have suspended, by `entry_key`."""
         self.group = 0
@@ -101,32 +110,63 @@ class Window:
         self.looked = -1
         self.looked_at = 0.0
 
-    def payload(self, touched_ms: bytes) -> bytes:
+    @property
+    def entries(self) -> dict[Any, Any]:
+        """All recorded replies, by `entry_key`, the latest last."""
+        entries = dict(self.older or {})
+        if self.key is not None:
+            entries[self.key] = self.reply
+        return entries
+
+    def add(self, key: Any, reply: Any, floor: int) -> None:
+        """Records a reply; `floor` is what the call knew of its client's ended calls."""
+        if floor > self.floor:
+            self.floor = floor
+        latest = self.key
+        if latest is not None and (type(latest) is not int or latest >= self.floor):
+            if self.older is None:
+                self.older = {latest: self.reply}
+            else:
+                self.older[latest] = self.reply
+        self.key = key
+        self.reply = reply
+
+    def payload(self, touched_ms: bytes, pack: Callable[[Any], bytes]) -> bytes:
         """The row's content."""
         kind = _TELLS_ENDS if self.floor > 0 else _MAY_COME_BACK
-        body: list[Any] = [self.dropped, self.floor]
-        for key, reply in self.entries.items():
-            body += (key, b"", reply) if type(key) is int else (*key, reply)
-        return kind + touched_ms + codec.encode(body)
+        if self.older is None and type(self.key) is int:
+            body = [self.dropped, self.floor, self.key, b"", self.reply]
+        else:
+            body = [self.dropped, self.floor]
+            for key, reply in self.entries.items():
+                body += (key, b"", reply) if type(key) is int else (*key, reply)
+        try:
+            return kind + touched_ms + pack(body)
+        except OverflowError:  # a raw client's sequence of more than 64 bits
+            return kind + touched_ms + codec.encode(body)
 
     def load(self, payload: bytes) -> None:
         """Takes the content of a row."""
-        body = codec.decode(payload[_TIME.stop :])
-        self.dropped, self.floor = body[:2]
-        self.entries = {
+        self.dropped, self.floor, *entries = codec.decode(payload[_TIME.stop :])
+        older = {
             entry_key(number, path): reply
-            for number, path, reply in zip(body[2::3], body[3::3], body[4::3], strict=True)
+            for number, path, reply in zip(entries[::3], entries[1::3], entries[2::3], strict=True)
         }
-        self.highest = max(self.dropped, self.floor - 1, *body[2::3])
+        if older:
+            self.key, self.reply = older.popitem()
+        self.older = older or None
+        self.highest = max(self.dropped, self.floor - 1, *entries[::3])
         self.stored = True
 
     def prune(self) -> None:
         """Drops what the client says has ended."""
         state, floor = self.state, self.floor
-        for key in list(self.entries):
+        kept = {}
+        for key, reply in (self.older or {}).items():
             number = key if type(key) is int else key[0]
-            if number < floor or (state is not None and state.has_ended(number)):
-                del self.entries[key]
+            if number >= floor and not (state is not None and state.has_ended(number)):
+                kept[key] = reply
+        self.older = kept or None
 
     def trim(self, calls_max: int, bytes_max: int) -> None:
         """Holds the bounds: the oldest go, of large replies a note stays that there was one."""
@@ -143,6 +183,8 @@ class Window:
                 entries[key] = [None, reply[1]] if type(reply) is list else None
             if size <= bytes_max:
                 break
+        self.key, self.reply = entries.popitem() if entries else (None, None)
+        self.older = entries or None
 
 
 def entry_key(number: int, path: bytes) -> Any:
@@ -170,6 +212,7 @@ class ReplyWindows:
         self._engine = engine
         self._groups = groups
         self._wall_clock = wall_clock
+        self._pack = codec.make_packer()
         self._calls_max = limits.reply_window_calls_max
         self._bytes_max = limits.reply_window_bytes_max
         self._count_max = limits.reply_windows_max
@@ -213,8 +256,9 @@ class ReplyWindows:
 
     def _known(self, window: Window, request: Request) -> Any:
         key = entry_key(request[1], request[2])
-        if key in window.entries:
-            reply = window.entries[key]
+        older = window.older
+        if key == window.key or (older is not None and key in older):
+            reply = window.reply if older is None or key == window.key else older[key]
             if type(reply) is list:
                 reply, digest = reply
                 if request[_DIGEST:] != (digest,):
@@ -243,29 +287,23 @@ class ReplyWindows:
         window = resident.window
         if window is None or window.client is not request[0]:
             window = self._window(resident, request[0], None)
-        path = request[2]
-        if path or len(request) > _DIGEST:
-            self._record_named(window, request, reply)
+        if len(request) == _DIGEST:
+            _, number, path, floor = request
+            window.add((number, path) if path else number, reply, floor)
         else:
-            window.entries[request[1]] = reply
+            window.add(entry_key(request[1], request[2]), [reply, request[_DIGEST]], request[3])
         group = self._groups.group
         if window.group != group:
             window.group = group
             self._dirty.append(window)
-        elif len(window.entries) > self._calls_max:
+        elif window.older is not None and len(window.older) > self._calls_max:
             window.prune()
             window.trim(self._calls_max, self._bytes_max)
 
     def record_alone(self, resident: Resident, request: Request, reply: bytes) -> None:
         """As `record`, where nothing else of the turn joins the group: all its writes are in former ones."""
         self.record(resident, request, reply)
-        self._write(self._window(resident, request[0], None))
-
-    def _record_named(self, window: Window, request: Request, reply: bytes) -> None:
-        if request[3] > window.floor:
-            window.floor = request[3]
-        entry = reply if len(request) <= _DIGEST else [reply, request[_DIGEST]]
-        window.entries[entry_key(request[1], request[2])] = entry
+        self._write(self._window(resident, request[0], None), int(self._wall_clock() * 1000))
 
     # --- the disk
 
@@ -276,6 +314,7 @@ class ReplyWindows:
             window = last.others.get(client) if last is not None and last.others is not None else None
             if window is None:
                 window = self._load(resident, client, state)
+                last = resident.window  # to make room it may have been forgotten
                 if last is not None:
                     if last.others is None:
                         last.others = {last.client: last}
@@ -290,7 +329,7 @@ class ReplyWindows:
     def _load(self, resident: Resident, client: bytes, state: Client | None) -> Window:
         row = resident.row_prefix() + keys.REPLY + client
         record = self._engine.get(row)
-        window = Window(resident, client, state)
+        window = Window(resident, client, state, row)
         if record is not None:
             window.load(unseal(row, record))
         self._loaded.append(window)
@@ -300,30 +339,33 @@ class ReplyWindows:
 
     def _on_seal(self) -> None:
         """The open group is closed: the rows of its windows go into it."""
+        if not self._dirty:
+            return
         dirty, self._dirty = self._dirty, []
-        for window in dirty:
-            self._write(window)
-
-    def _write(self, window: Window) -> None:
-        resident, state = window.resident, window.state
-        assert resident is not None, "an object left memory with a record that was not written"
-        if state is not None and state.low > window.floor:
-            window.floor = state.low
-        if len(window.entries) > 1:
-            window.prune()
         now_ms = int(self._wall_clock() * 1000)
-        touched = now_ms.to_bytes(8, "big")
-        payload = window.payload(touched)
-        if len(payload) > self._bytes_max or len(window.entries) > self._calls_max:
+        touched, put, pack = now_ms.to_bytes(8, "big"), self._groups.put, self._pack
+        for window in dirty:
+            if window.older is None and window.stored:
+                row, payload = window.row, window.payload(touched, pack)
+                if len(payload) <= self._bytes_max:
+                    put(row, seal(row, payload))
+                    continue
+            self._write(window, now_ms)
+
+    def _write(self, window: Window, now_ms: int) -> None:
+        row, touched = window.row, now_ms.to_bytes(8, "big")
+        older = window.older
+        if older is not None:
+            window.prune()
+        payload = window.payload(touched, self._pack)
+        if len(payload) > self._bytes_max or (older is not None and len(older) >= self._calls_max):
             window.trim(self._calls_max, self._bytes_max)
-            payload = window.payload(touched)
-        prefix = resident.row_prefix() + keys.REPLY
-        row = prefix + window.client
+            payload = window.payload(touched, self._pack)
         self._groups.put(row, seal(row, payload))
         if not window.stored:
             window.stored = True
             if window.client[0] % _COLLECT_ONE_IN == 0:
-                self._collect(window, prefix, now_ms)
+                self._collect(window, row[: -len(window.client)], now_ms)
 
     def _collect(self, window: Window, prefix: bytes, now_ms: int) -> None:
         """Deletes expired rows among those behind the window's own; ids are random, so all get their turn."""
