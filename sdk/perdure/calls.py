@@ -27,7 +27,6 @@ from perdure.codec import BadMessage
 from perdure.deadlines import TICKS_PER_S, Deadlines
 from perdure.errors import (
     DeadlineExceeded,
-    InvalidArgument,
     MessageTooLarge,
     NotExecuted,
     OutcomeUnknown,
@@ -39,8 +38,9 @@ from perdure.errors import (
 from perdure.limits import Limits
 from perdure.methods import Method
 from perdure.pacing import Pacing
-from perdure.pending import Answer, Pending, end
+from perdure.pending import Answer, Pending, end, unencodable
 from perdure.slotmap import SlotMap
+from perdure.streams import Streams
 from perdure.stub import Target
 
 __all__ = ["Caller", "Outgoing"]
@@ -75,6 +75,7 @@ class Caller:
         self.client_id = client_id
         self.map: SlotMap | None = None
         self.pending: dict[int, Pending] = {}
+        self.streams = Streams(client_id, self.pending, clock, self._flush_soon, load_exception)
         self.late_replies = 0
         self.direct = True
         """Whether calls go to the workers themselves; if not, news of a death overtakes batches on the way
@@ -146,7 +147,7 @@ class Caller:
             end(answer, error)
             return
         except Exception:
-            end(answer, self._unencodable(fields))
+            end(answer, unencodable(fields))
             return
         now = self._clock()
         deadline = now + timeout_s
@@ -167,6 +168,9 @@ class Caller:
     def _enqueue(self, pending: Pending) -> None:
         self._queued_bytes += len(pending.item)
         self._queues.setdefault(pending.worker, []).append(pending)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if not self._flush_wanted:
             self._flush_wanted = True
             self._want_flush()
@@ -183,13 +187,6 @@ class Caller:
                 "too many bytes wait in this client for workers that do not take them",
                 limit="client_queue_bytes_max",
             )
-
-    def _unencodable(self, fields: list[Any]) -> PerdureError:
-        try:
-            codec.encode(fields)
-        except InvalidArgument as error:
-            return InvalidArgument(f"{fields[1]}.{fields[4]}(): an argument cannot be sent: {error}")
-        return InvalidArgument(f"{fields[1]}.{fields[4]}(): the arguments cannot be sent")
 
     # --- sending
 
@@ -222,7 +219,7 @@ class Caller:
                     del self._queues[worker]
                 else:
                     del queue[:sent]
-        return waiting
+        return (self.streams.waiting and self.streams.flush(send, slot_map)) or waiting
 
     def _head(self) -> bytes:
         """Who calls, and which of its calls have ended (see `protocol`).
@@ -249,7 +246,8 @@ class Caller:
             for sequence, status, payload in replies:
                 pending = pending_calls.get(sequence)
                 if pending is None or pending.epoch != epoch:
-                    self.late_replies += 1
+                    if not self.streams.on_reply(epoch, sequence, status, payload, len(body) // len(replies)):
+                        self.late_replies += 1
                     continue
                 if status == protocol.STATUS_RESULT:
                     del pending_calls[sequence]
@@ -262,6 +260,9 @@ class Caller:
                             self._load_result(answer, spec, payload)
                 elif status == protocol.STATUS_RAISED:
                     self._fail(pending, self._load_exception(payload))
+                elif status == protocol.STATUS_ITEM or status == protocol.STATUS_END:
+                    del pending_calls[sequence]
+                    self.streams.begin(pending, status, payload, len(body) // len(replies))
                 else:
                     self._on_error(pending, from_wire(*payload))
         except (TypeError, ValueError) as error:
@@ -328,7 +329,7 @@ class Caller:
         self.map = slot_map
         if self.direct:
             self.lose_dead()
-        # In the order of their times, which `_batches` relies on; calls to one object keep their order.
+        # In the order of their times, which `cut` relies on; calls to one object keep their order.
         waiting = sorted(
             [pending for queue in self._queues.values() for pending in queue], key=lambda p: p.encoded_at
         )
@@ -342,20 +343,22 @@ class Caller:
         """Ends the calls on incarnations that the map does not have any more."""
         seats = self.map.seats if self.map is not None else ()
         live = {(i, seat.epoch) for i, seat in enumerate(seats) if seat.endpoint}
-        for worker, epoch in {(p.worker, p.epoch) for p in self.pending.values() if p.epoch} - live:
+        known = self.streams.addresses() | {(p.worker, p.epoch) for p in self.pending.values() if p.epoch}
+        for worker, epoch in known - live:
             self.on_death(worker, epoch)
 
     def on_death(self, worker: int, epoch: int) -> None:
         """An incarnation is gone: what was sent to it may or may not have happened."""
         lost = [p for p in self.pending.values() if p.epoch == epoch and p.worker == worker]
-        self._lose(lost, f"worker {worker} died")
+        self._lose(lost, f"worker {worker} died", (worker, epoch))
 
     def on_router_lost(self) -> None:
         """The router that carried all calls is gone, and their answers with it."""
         self._lose([p for p in self.pending.values() if p.epoch], "the router died")
 
-    def _lose(self, lost: list[Pending], why: str) -> None:
+    def _lose(self, lost: list[Pending], why: str, address: tuple[int, int] | None = None) -> None:
         """What was sent is sent again: its worker, or the successor, knows what took effect."""
+        self.streams.lose(why, address)
         if not self._retry:
             text = f"{why} while it had this call; it may or may not have taken effect"
             for pending in lost:
@@ -422,6 +425,7 @@ class Caller:
                 pending = self.pending.get(sequence)
                 if pending is not None:
                     self._send_again(pending)
+        self.streams.tick(now)
         self._marks.append(self._sequence)
         unsent: set[int] = set()
         for sequence in self._deadlines.due(now, self._sequence):
@@ -450,6 +454,7 @@ class Caller:
             self._queues[worker] = kept
 
     def _expire(self, pending: Pending) -> None:
+        self.streams.give_up(pending)
         if pending.epoch or pending.maybe_ran:
             error: PerdureError = OutcomeUnknown(
                 "no answer came until the deadline; the call may or may not have taken effect"
@@ -467,11 +472,9 @@ class Caller:
         return worker < len(seats) and bool(seats[worker].endpoint)
 
     def close(self) -> None:
-        """Ends every call: sent ones with `OutcomeUnknown`, the others with `ShardUnavailable`.
-
-        Calls that are made afterwards end with `ShardUnavailable` too.
-        """
+        """Ends every call, later ones too; the next `flush` is the last, and stops streams' producers."""
         self._pack = self._refuse
+        self.streams.lose("this client was closed", stop=True)
         for pending in self.pending.values():
             answer = pending.answer
             if answer.done():

@@ -34,6 +34,7 @@ from perdure.object import DurableObject, namespace_of
 from perdure.pending import Answer
 from perdure.remote_errors import ExceptionLoader
 from perdure.slotmap import SlotMap, slot_map_from_wire
+from perdure.streams import Stream
 from perdure.stub import Call, Stub, Target, make_target
 
 __all__ = ["Client", "connect"]
@@ -48,6 +49,8 @@ _LIMITS = Limits()
 _TICK_S = 0.05
 _SEND_AGAIN_S = 0.002
 _CONNECT_TIMEOUT_S = 10.0
+_LAST_WORDS_MS = 100
+"""How long a client that closes may take to tell the producers of its streams."""
 
 
 def connect(
@@ -103,6 +106,7 @@ class Client:
             want_flush=self._flush_soon,
             want_map=self._greet,
         )
+        self._caller.streams.call_soon = loop.call_soon_threadsafe
         self._start, self._create_future = self._caller.call, loop.create_future
         self._context = zmq.Context()
         try:
@@ -151,9 +155,11 @@ class Client:
         for timer in (self._timer, self._again):
             if timer is not None:
                 timer.cancel()
+        linger_ms = _LAST_WORDS_MS if self._caller.streams.open else 0
         self._caller.close()
-        self._links.close()
-        self._front.close()
+        self._caller.flush(self._send)
+        self._links.close(linger_ms)
+        self._front.close(linger_ms)
         self._context.destroy(linger=0)
 
     # --- what users call
@@ -254,6 +260,19 @@ class Client:
         answer = self._create_future()
         self._start(target, method, args, kwargs, spec, answer, None, request)
         return Call(answer)
+
+    def start_stream(
+        self,
+        target: Target,
+        method: str,
+        args: _Args,
+        kwargs: dict[str, Any] | None,
+        spec: Method | None,
+        request: Request | None = None,
+    ) -> Stream[Any]:
+        """See `perdure.stub.Sender`; `request` is for `NamedRequests`."""
+        call = self.start(target, method, args, kwargs, spec, request)
+        return call.stream(self._caller.streams.leave)
 
     def issue(
         self,

@@ -88,6 +88,10 @@ class Limits:
     """Clients that a worker knows the open calls of; a forgotten one tells them again with its next call."""
     raw_calls_in_flight_max: int = 100_000
     """Single calls that the router remembers so that it can answer for a worker that dies."""
+    stream_window_items: int = 256
+    """Items that a stream's producer may be ahead of its reader: two round trips' worth at full speed."""
+    stream_window_bytes: int = 1 * MIB
+    """The same in encoded bytes; one item may be larger, and then travels alone."""
     stragglers_max: int = 64
     """Old open calls that a client lists with each message, so that workers can forget those after them."""
     sends_per_turn_max: int = 1_000
@@ -150,6 +154,10 @@ class Limits:
     """A client asks the router for news of the slot map this often, should a pushed map be lost."""
     client_forgotten_s: float = 10.0
     """The router forgets a client that was silent for ten pings, and sends it no maps any more."""
+    stream_idle_max_s: float = 30.0
+    """A full window nobody reads from for this long ends the stream: it holds its object's turn."""
+    stream_drain_s: float = 3.0
+    """Ordered shutdown: how long open streams go on; then their producers are stopped, and clean up."""
     drain_timeout_s: float = 10.0
     """Ordered shutdown: how long running turns may take; what stops a service waits 10 s or more."""
     goodbye_timeout_s: float = 1.0

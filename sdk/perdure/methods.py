@@ -153,6 +153,7 @@ class Method:
         "is_generator",
         "mark",
         "name",
+        "plain",
         "public",
         "result_exact",
         "result_identity",
@@ -173,6 +174,8 @@ class Method:
             not self.is_generator and inspect.iscoroutinefunction(inspect.unwrap(function))
         )
         self.blocking, self.interleaved, self.public = marks_of(function)
+        self.plain = not (self.blocking or self.is_generator)
+        """Whether calling the function is all that a turn has to do: no thread, no stream."""
         if inspect.isgeneratorfunction(function):
             raise TypeError(
                 f"{self.title} is a plain generator, which cannot be called from outside; write "

@@ -35,6 +35,16 @@ class _Client(Protocol):
         request: Request | None = None,
     ) -> Any: ...
 
+    def start_stream(
+        self,
+        target: Target,
+        method: str,
+        args: list[Any],
+        kwargs: dict[str, Any] | None,
+        spec: Method | None,
+        request: Request | None = None,
+    ) -> Any: ...
+
     def refuse(self, error: PerdureError) -> Any: ...
 
 
@@ -62,8 +72,16 @@ class NamedRequests:
         self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None, spec: Method | None
     ) -> Any:
         """See `perdure.stub.Sender`."""
-        request = (self._id, next(self._sequences), b"", 0)
-        return self._client.start(target, method, args, kwargs, spec, request)
+        return self._client.start(target, method, args, kwargs, spec, self._next())
+
+    def start_stream(
+        self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None, spec: Method | None
+    ) -> Any:
+        """See `perdure.stub.Sender`."""
+        return self._client.start_stream(target, method, args, kwargs, spec, self._next())
+
+    def _next(self) -> Request:
+        return self._id, next(self._sequences), b"", 0
 
     def refuse(self, error: PerdureError) -> Any:
         """See `perdure.stub.Sender`."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from perdure import codec
+from perdure.errors import InvalidArgument
 from perdure.methods import Method
 
-__all__ = ["Answer", "Pending", "end"]
+__all__ = ["Answer", "Pending", "end", "unencodable"]
 
 
 class Answer(Protocol):
@@ -22,6 +24,15 @@ def end(answer: Answer, error: BaseException) -> None:
     """The call ends with an error, unless nobody waits for it any more (it was cancelled)."""
     if not answer.done():
         answer.set_exception(error)
+
+
+def unencodable(fields: list[Any]) -> InvalidArgument:
+    """Why a call with these fields cannot be sent."""
+    try:
+        codec.encode(fields)
+    except InvalidArgument as error:
+        return InvalidArgument(f"{fields[1]}.{fields[4]}(): an argument cannot be sent: {error}")
+    return InvalidArgument(f"{fields[1]}.{fields[4]}(): the arguments cannot be sent")
 
 
 class Pending:
@@ -72,3 +83,14 @@ class Pending:
         """What tells the client's calls apart."""
         sequence: int = self.fields[0]
         return sequence
+
+    @property
+    def title(self) -> str:
+        """``Namespace.method()``, for messages."""
+        return f"{self.fields[1]}.{self.fields[4]}()"
+
+    @property
+    def timeout_s(self) -> float:
+        """The time that the call was given, in seconds."""
+        timeout_ms: int = self.fields[7]
+        return timeout_ms * 0.001

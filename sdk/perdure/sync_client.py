@@ -25,7 +25,9 @@ from perdure.methods import Method
 from perdure.named import NamedRequests, Request
 from perdure.object import namespace_of
 from perdure.slotmap import SlotMap
+from perdure.streams import StreamingMethod
 from perdure.stub import Stub, Target
+from perdure.sync_streams import SyncStream
 
 __all__ = ["SyncClient", "connect_sync"]
 
@@ -132,7 +134,10 @@ class SyncClient:
         spec: Method | None,
         request: Request | None = None,
     ) -> Any:
-        """See `perdure.stub.Sender`: waits for the result.  `request` is for `NamedRequests`."""
+        """See `perdure.stub.Sender`: waits for the result, or for a stream's first item.
+
+        `request` is for `NamedRequests`.
+        """
         answer: Future[Any] = Future()
         issue: Callable[..., None] = self._client.issue
         with self._lock:
@@ -145,6 +150,10 @@ class SyncClient:
             if answer.done():  # the outcome itself
                 raise
             raise OutcomeUnknown("the client's thread gave no answer; is the process overloaded?") from None
+        except StreamingMethod as streams:
+            return SyncStream(streams.take_hold(), self._running_loop)
+
+    start_stream = start
 
     def refuse(self, error: PerdureError) -> Any:
         """See `perdure.stub.Sender`."""

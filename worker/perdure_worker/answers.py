@@ -47,6 +47,12 @@ class Answers:
             # The header has room for 64 bits.  A sequence beyond them is nobody's, but must not stop others.
             peer.sequences.append(sequence & _SEQUENCE_BITS)
 
+    def reply_item(self, peer: Peer, sequence: int, reply: bytes) -> None:
+        """As `reply`, for one item of a stream."""
+        self.reply(peer, sequence, reply)
+        if peer.raw:
+            peer.sequences[-1] = ~peer.sequences[-1]
+
     def refuse(self, peer: Peer | SystemTurn, sequence: int, error: PerdureError) -> None:
         """The call did not run; its answer waits for nothing."""
         if isinstance(peer, SystemTurn):

@@ -35,6 +35,7 @@ from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
 from perdure_worker.retries import Retries
 from perdure_worker.settings import Collaborators, HostSettings
+from perdure_worker.streams import StreamEnd, Streams
 from perdure_worker.system_turns import SystemTurn
 from perdure_worker.threads import BlockingThreads
 from perdure_worker.turns import (
@@ -84,6 +85,7 @@ class Execution(Retries):
         self._threads = BlockingThreads(parts.loop, parts.marks, settings.limits.blocking_threads_max)
         self.marks = parts.marks
         self._note, self._page = MARK.pack_into, parts.marks.page
+        self.streams = Streams(self)
 
     @abstractmethod
     def on_idle(self, resident: Resident) -> None:
@@ -158,8 +160,13 @@ class Execution(Retries):
             run_beside(self, resident, turn, method.function, (resident.instance, *arguments), keywords)
             return
         resident.turn = turn
-        body = partial(self._threads.run, method.function) if method.blocking else method.function
+        body = method.function if method.plain else self._body(resident, turn, method)
         self._step(resident, turn, body, (resident.instance, *arguments), keywords)
+
+    def _body(self, resident: Resident, turn: Turn, method: Method) -> Callable[..., Any]:
+        if method.is_generator:
+            return partial(self.streams.produce, resident, turn)
+        return partial(self._threads.run, method.function)
 
     def _step(
         self,
@@ -214,6 +221,9 @@ class Execution(Retries):
     def _cut(self, task: TurnTask) -> None:
         # Again and again, should the method swallow the cancellation; it cannot end well any more.
         resident, turn, _ = task.turn
+        if self.streams and (left_s := self.streams.time_left(turn)) > 0:
+            task.turn = (resident, turn, self.loop.call_later(left_s, self._cut, task))
+            return
         log.warning(
             "a turn reached its limit and is cancelled",
             extra={"object": resident.label, "method": _title(turn)},
@@ -250,6 +260,9 @@ class Execution(Retries):
         try:
             kind = type(result)
             if kind is not method.result_exact:
+                if kind is StreamEnd:
+                    self.streams.finish(resident, turn, result)
+                    return
                 result = method.dump_result(result)
                 kind = type(result)
             if kind in _PLAIN:
@@ -257,7 +270,7 @@ class Execution(Retries):
             else:
                 reply = b"\x93" + self._pack(sequence) + b"\x00" + codec.encode(result)
             if len(reply) > self._message_bytes_max:
-                self._too_large(resident, turn, len(reply))
+                self.check_size(reply, turn)
             # As `_changes`, without the call (0.05 µs).
             changes = resident.changed_fields(self._pack, self._value_bytes_max)
             if changes is None and resident.storage is not None and resident.storage._dirty:
@@ -333,8 +346,11 @@ class Execution(Retries):
         self.on_idle(resident)
         work.ended(resident)
 
-    def _too_large(self, resident: Resident, turn: Turn, size: int) -> None:
-        limit = self._message_bytes_max
+    def check_size(self, reply: bytes, turn: Turn) -> None:
+        """Raises `MessageTooLarge` for what cannot travel."""
+        size, limit = len(reply), self._message_bytes_max
+        if size <= limit:
+            return
         text = f"the result of {turn[TURN_METHOD].title} has {size} bytes encoded; the limit is {limit}"
         progress = self.progress.get(id(turn))
         if progress is not None and (progress.wrote or progress.calls):

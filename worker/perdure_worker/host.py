@@ -436,6 +436,8 @@ class Host(Residence):
             if resident is not None and resident.inside is not None:  # interleaved calls waited behind it
                 self.on_idle(resident)
                 self.want_turns()
+        if self.streams:
+            self.streams.tick()
         self.windows.forget_unused(now)
         for row in self.quarantine.behaved(self.live, now) if self.quarantine.suspects else ():
             self.committer.delete(row)
@@ -450,6 +452,7 @@ class Host(Residence):
         self.sends.stop()
         while self._intake:
             self.in_turns(self._take_in, self.clock())
+        self.streams.drain()
         for resident in self.live.values():
             if resident.turn is None and resident.instance is not None:
                 self.save_strays(resident)
@@ -474,6 +477,7 @@ class Host(Residence):
         return {
             "live": len(self.live),
             "turns": self.turns,
+            "streams": len(self.streams),
             "malformed": self.malformed,
             "peers": len(self.peers),
             "waiting_outputs": len(self.gate),

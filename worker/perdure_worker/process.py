@@ -118,6 +118,7 @@ class Worker:
             want_flush=self._flush_caller_soon,
             want_map=_nothing,
         )
+        self._caller.streams.call_soon = loop.call_soon_threadsafe
         self._committer = committer
         settings = HostSettings(
             slots=range(*config.slots),
@@ -266,6 +267,9 @@ class Worker:
                 self._send_refusal(identity, origin, ShardUnavailable("this worker is stopping"), body)
             else:
                 self._host.on_calls(self._peers.get(identity, origin), body, head.stamp)
+        elif head.kind == protocol.STREAM:
+            if head.number == self._config.epoch:
+                self._host.streams.on_message(identity, origin, body)
         elif head.kind == protocol.CALL:
             call = protocol.read_call_header(header)
             peer = self._peers.get(identity, origin, raw=True)
@@ -375,13 +379,17 @@ class Worker:
             return self._links.send(worker, epoch, header, body)
         if epoch != self._config.epoch:
             return False
-        self._loop.call_soon(self._on_home_call, body, protocol.read_header(header).stamp)
+        self._loop.call_soon(self._on_home_message, protocol.read_header(header), body)
         return True
 
-    def _on_home_call(self, body: bytes, stamp: int) -> None:
-        if not self._closed:
-            self._host.on_calls(self._home, body, stamp)
-            self._flush()
+    def _on_home_message(self, head: protocol.Header, body: bytes) -> None:
+        if self._closed:
+            return
+        if head.kind == protocol.STREAM:
+            self._host.streams.on_message(self._home.identity, self._home.origin, body)
+        else:
+            self._host.on_calls(self._home, body, head.stamp)
+        self._flush()
 
     def _on_link_message(self, worker: int, epoch: int, head: protocol.Header, body: bytes) -> None:
         if head.kind == protocol.REPLIES:

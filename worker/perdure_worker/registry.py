@@ -56,10 +56,10 @@ class ObjectClass:
         """What runs when an alarm is due, and whether in a thread; None where the class has no handler."""
         for method in self.methods.values():
             method.mark = marks.describe(self.namespace, method.name)
-            if method.is_generator:
+            if method.interleaved and method.is_generator:
                 raise TypeError(
-                    f"{cls.__qualname__}.{method.name} is an async generator; "
-                    "streaming methods are not supported by this version"
+                    f"{cls.__qualname__}.{method.name} is an @interleaved async generator; "
+                    "a stream is one serial turn of its object: leave out @interleaved"
                 )
 
     def place(self, slot_count: int) -> None:

@@ -81,6 +81,12 @@ class _Sender:
         at_ms = due_at_ms(self._delay, self._at, self._sends.now_us())
         self._sends.plan(self._resident, target, method, args, kwargs, at_ms if at_ms > now_ms else 0)
 
+    def start_stream(
+        self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None, spec: Method | None
+    ) -> NoReturn:
+        """A stream has a reader, and a message has none."""
+        raise InvalidArgument(f"{target.namespace}.{method}() streams, so it cannot be sent to: call it")
+
     def refuse(self, error: PerdureError) -> NoReturn:
         """The arguments cannot travel."""
         raise error
