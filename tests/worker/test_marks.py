@@ -85,7 +85,7 @@ def test_long_names_are_cut_and_nonsense_is_no_mark(memory: int) -> None:
     running = read_memory(memory).running
     assert running is not None
     assert (running.namespace, running.method, running.key) == ("é" * 32, "m" * 60, KEY)
-    os.pwrite(memory, b"\x01" + os.urandom(10) + bytes(150), 0)
+    os.pwrite(memory, b"\x01" + b"\xff" * 10 + bytes(150), 0)
     assert read_memory(memory).running is None
 
 
