@@ -31,9 +31,7 @@ class Peers:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.control = self.bound("control")
         self.door = self.bound("w0.e1")
-        self.client = self.context.socket(zmq.DEALER)
-        self.client.set_hwm(0)
-        self.client.connect(f"ipc://{run}/router")
+        self.client, self.watcher = self.connected(), self.connected()
         self.router = b""
         """The router's identity at the control socket."""
 
@@ -41,6 +39,12 @@ class Peers:
         socket = self.context.socket(zmq.ROUTER)
         socket.set_hwm(0)
         socket.bind(f"ipc://{self.run}/{name}")
+        return socket
+
+    def connected(self) -> zmq.Socket[bytes]:
+        socket = self.context.socket(zmq.DEALER)
+        socket.set_hwm(0)
+        socket.connect(f"ipc://{self.run}/router")
         return socket
 
     def send_map(self, version: int, endpoint: str) -> None:
@@ -54,10 +58,12 @@ class Peers:
         stopping = asyncio.Event()
         router = RouterProcess(config, asyncio.get_running_loop(), limits, stopping)
         running = asyncio.create_task(router.run())
-        self.router, _ = await receive(self.control)
-        await scene(self)
-        stopping.set()
-        await running
+        try:
+            self.router, _ = await receive(self.control)
+            await scene(self)
+        finally:  # a scene that fails must leave no sockets to the tests that follow
+            stopping.set()
+            await running
 
 
 def play(peers: Peers, scene: Callable[[Peers], Awaitable[None]], limits: Limits | None = None) -> None:
@@ -69,8 +75,10 @@ def play(peers: Peers, scene: Callable[[Peers], Awaitable[None]], limits: Limits
 def peers() -> Iterator[Peers]:
     with tempfile.TemporaryDirectory(prefix="perdure") as run:
         peers = Peers(Path(run))
-        yield peers
-        peers.context.destroy(linger=0)
+        try:
+            yield peers
+        finally:
+            peers.context.destroy(linger=0)
 
 
 async def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
@@ -85,6 +93,9 @@ async def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
 def test_what_a_worker_said_before_its_death_is_heard_before_the_news_of_it(peers: Peers) -> None:
     async def scene(peers: Peers) -> None:
         peers.send_map(1, f"ipc://{peers.run}/w0.e1")
+        # A call that comes before the map is refused; who greets gets the map as soon as it is there.
+        peers.watcher.send_multipart([protocol.header(protocol.HELLO), b""])
+        await receive(peers.watcher)
         for sequence in range(CALLS):
             peers.client.send_multipart([protocol.call_header(bytes(32), sequence), b""])
         entries: list[list[bytes]] = []
