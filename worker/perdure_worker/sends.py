@@ -133,12 +133,14 @@ class Sends:
             message.lane, message.at_ms = DELAYED, at_ms
         self._add(resident, message)
 
-    def _add(self, resident: Resident, message: Message) -> None:
+    def _add(self, resident: Resident, message: Message, *, replaces: bool = False) -> None:
         storage = self._host.storage_of(resident)
         plans = resident.sends
         if plans is None:
             plans = resident.sends = Plans()
-        self._check_room(resident, plans, message)
+        self._check_turn(plans)
+        if not replaces:
+            self._check_room(resident, plans, message)
         plans.number += 1
         row = message.prefix + keys.OUTBOX + PLANNED + plans.number.to_bytes(8, "big")
         storage._check_growth(len(row) + len(message.body))
@@ -147,9 +149,9 @@ class Sends:
         plans.made_bytes += message.size
 
     def plan_again(self, resident: Resident, dead: Message) -> None:
-        """Adds a dead message to what the running turn writes, as a new one."""
+        """Adds a dead message, which the caller removes, to what the running turn writes as a new one."""
         message = Message(dead.prefix, dead.namespace, dead.key, dead.name, dead.method, dead.body)
-        self._add(resident, message)
+        self._add(resident, message, replaces=True)
 
     def _checked(self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None) -> bytes:
         entry = self._classes.get(target.namespace)
@@ -183,14 +185,16 @@ class Sends:
             raise InvalidArgument(f"{spec.title}: an argument raised {type(error).__name__}") from error
         return body
 
-    def _check_room(self, resident: Resident, plans: Plans, message: Message) -> None:
-        limits = self._limits
-        if len(plans.made) >= limits.sends_per_turn_max:
+    def _check_turn(self, plans: Plans) -> None:
+        if len(plans.made) >= self._limits.sends_per_turn_max:
             raise Overloaded(
                 f"{len(plans.made)} sends since the last commit point of this turn; "
                 "call `await self.storage.sync()` in between",
                 limit="sends_per_turn_max",
             )
+
+    def _check_room(self, resident: Resident, plans: Plans, message: Message) -> None:
+        limits = self._limits
         if self._has_room(plans, message):
             return
         now = self._clock()
