@@ -362,6 +362,25 @@ def test_sequences_grow_over_restarts_also_when_the_clock_is_set_back() -> None:
     scene.close()
 
 
+def test_a_target_keeps_the_record_of_a_send_for_days_so_that_a_sender_may_be_down_for_as_long() -> None:
+    def records() -> list[bytes]:
+        prefix = scene.resident(Ledger, "t").row_prefix() + keys.REPLY
+        return [key[len(prefix) :] for key, _ in scene.disk.between(prefix, keys.prefix_end(prefix))]
+
+    scene = scene_of()
+    scene.call(Sender, "s", "say", "t", 1)
+    scene.send(scene.item(Ledger, "t", "add", 0), head=[b"tells its ends!!", 1, 1])
+    scene.commit()
+    later(scene, 10.0)  # what nobody calls any more has left memory
+    scene.wall_step_s += 2 * Limits.reply_named_ttl_s
+    for number in range(64):  # new clients of an object look at its old records
+        scene.send(scene.item(Ledger, "t", "add", 1), head=[bytes([4 * number]) * 16, 1, 1])
+        scene.commit()
+    (kept,) = [client for client in records() if client[0] % 4 or client[0] != client[1]]
+    assert kept.endswith(b"send")
+    scene.close()
+
+
 def test_a_stopping_worker_sends_nothing_more() -> None:
     scene = scene_of()
     scene.start(Sender, "s", "say_and_wait", "t", "x")
