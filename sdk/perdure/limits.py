@@ -25,6 +25,8 @@ class Limits:
     """Longest namespace: it is part of every stored key, and keys the hash of names (64 bytes at most)."""
     key_bytes_max: int = 2 * KIB
     """Longest storage key in UTF-8: keys stand in every batch, log record and index block beside values."""
+    request_id_bytes_max: int = 512
+    """Longest request id that a caller chooses, in UTF-8; only its hash is sent and stored."""
     value_bytes_max: int = 2 * MIB
     """Largest encoded storage value: one turn writes it whole, and every change writes it again."""
     multi_keys_max: int = 128
@@ -106,6 +108,10 @@ class Limits:
     """What is kept of the error that made a durable send fail."""
     chain_depth_max: int = 32
     """Objects that wait for each other in one chain of calls: a longer one is a recursion gone wrong."""
+
+    client_retries_per_second_max: int = 5_000
+    """Calls that a client sends again in a second; what is more waits longer, so that a cluster that lost a
+    worker is not hit again by everybody at once."""
 
     # --- times
     call_timeout_s: float = 30.0

@@ -35,6 +35,7 @@ class Pending:
         "epoch",
         "fields",
         "item",
+        "maybe_ran",
         "spec",
         "worker",
     )
@@ -61,6 +62,8 @@ class Pending:
         self.spec = spec
         self.epoch = 0
         """Epoch of the incarnation that it was sent to; 0 while nothing was sent."""
+        self.maybe_ran = False
+        """Whether an earlier try was lost and may have taken effect."""
         self.attempts = 0
         """How often it came back without having run."""
 

@@ -58,8 +58,9 @@ GOODBYE: Final = 11  # door -> peer: closing; answer with GOODBYE_ACK and send n
 GOODBYE_ACK: Final = 12  # peer -> door: the last message that this door gets from me
 REFUSED: Final = 13  # router or door -> peer: a message could not be understood; body: [code, text, facts]
 
-# `client` in these bodies is the client's id (16 bytes), or [client id, flush number, floor, stragglers...]:
-# of its calls all have ended but those from `floor` on and the stragglers (sequences), as of that flush.
+# `client` in these bodies is the client's id (16 bytes), or [client id, flush number, last, floor,
+# stragglers...]: as of that flush, `last` is the sequence of its latest call, and all of its calls have ended
+# but those from `floor` on and the stragglers (sequences).
 
 # Outcomes in a reply [sequence, status, payload].
 STATUS_RESULT: Final = 0  # payload: the result

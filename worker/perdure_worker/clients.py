@@ -64,17 +64,17 @@ class Clients:
         """
         if type(head) is bytes:
             return self._get(head), False
-        if type(head) is not list or len(head) < 3 or not set(map(type, head[1:])) <= {int}:
-            raise TypeError("a client is 16 bytes, or a list of them, a flush number, a floor and stragglers")
+        if type(head) is not list or len(head) < 4 or not set(map(type, head[1:])) <= {int}:
+            raise TypeError("a client is 16 bytes, or a list of them and at least three numbers")
         client = self._get(head[0])
         flush = head[1]
         if flush < client.flush:
             return client, True
         if flush > client.flush:
             client.flush = flush
-            client.floor = head[2]
-            client.stragglers = tuple(head[3:])
-            client.low = min(head[2:])
+            client.floor = head[3]
+            client.stragglers = tuple(head[4:])
+            client.low = min(head[3:])
         return client, False
 
     def _get(self, client_id: Any) -> Client:
