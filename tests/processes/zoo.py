@@ -76,6 +76,13 @@ class Caller(DurableObject):
         self.steps += 1
         return await self.ctx.get(Counter, counter).increment(by)
 
+    async def add_to_and_linger(self, counter: str, seconds: float) -> int:
+        """Increments a counter elsewhere, and answers later."""
+        value: int = await self.ctx.get(Counter, counter).increment()
+        await asyncio.sleep(seconds)  # sleep: the test kills the worker meanwhile
+        self.steps += 1
+        return value
+
     async def get(self) -> int:
         """How often it was stepped through."""
         return self.steps
