@@ -37,6 +37,7 @@ __all__ = [
     "OUTBOX",
     "REPLY",
     "RESERVED_REGION",
+    "SENDS_KEY",
     "SEQUENCE_KEY",
     "SHARD_REGION",
     "SLOTS_MAX",
@@ -70,6 +71,8 @@ RESERVED_REGION: Final = b"\x04"
 FORMAT_KEY: Final = SHARD_REGION + b"format"
 EPOCH_KEY: Final = SHARD_REGION + b"epoch"
 SEQUENCE_KEY: Final = SHARD_REGION + b"seq"
+SENDS_KEY: Final = SHARD_REGION + b"sends"
+"""A sequence that no durable send of this store has reached."""
 
 META: Final = b"\x00"
 """The object's record: a msgpack map with its `name` (None for unique objects)."""
@@ -81,6 +84,7 @@ ALARM: Final = b"\x03"
 """One alarm; the key is its name. Under the empty key: how many alarms the object has."""
 REPLY: Final = b"\x04"
 OUTBOX: Final = b"\x05"
+"""One durable send; the key is its lane, half of its target's id, and its sequence (docs/DATA.md)."""
 SOCKET: Final = b"\x06"
 
 ID_BYTES: Final = 32

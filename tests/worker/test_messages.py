@@ -40,6 +40,13 @@ def test_a_message_comes_back_as_it_was(lane: bytes) -> None:
     assert read.arguments() == ([1], {"a": 2})
 
 
+def test_a_record_is_what_the_page_about_the_data_shows() -> None:
+    kept = message(sequence=2**50)
+    kept.sent_ms = 3
+    payload = ["Target", kept.key, "t", "take", codec.encode([[1], {"a": 2}]), 0, 3, 0, None]
+    assert codec.decode(kept.record()[5:]) == payload
+
+
 def test_a_newer_version_may_say_more() -> None:
     kept = message()
     longer = [*codec.decode(kept.record()[5:]), "more"]

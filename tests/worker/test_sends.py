@@ -307,6 +307,29 @@ def test_an_object_that_only_sends_stores_nothing_of_itself() -> None:
     scene.close()
 
 
+class Starter(DurableObject):
+    """Sends from its handlers."""
+
+    async def on_start(self) -> None:
+        self.ctx.send(Ledger, "t").note("start")
+
+    async def alarm(self, alarm: Any) -> None:
+        self.ctx.send(Ledger, "t").note("alarm")
+        if alarm.attempt == 1:
+            raise RuntimeError("rolled back")
+
+    async def arm(self) -> None:
+        self.storage.set_alarm(timedelta(seconds=1))
+
+
+def test_handlers_send_as_methods_do() -> None:
+    scene = Scene(Ledger, Starter)
+    scene.call(Starter, "s", "arm")
+    later(scene, 10.0)
+    assert arrived(scene) == ["start", "alarm"]
+    scene.close()
+
+
 # --- restarts
 
 

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Plans", "Sends", "due_at_ms"]
 
-SENDS_KEY = keys.SHARD_REGION + b"sends"
-"""A sequence that no send of this store has reached yet."""
 _RESERVED_US = 60_000_000
 _AT_MS_MAX = 253_402_300_800_000  # the year 10000, where datetime ends
 
@@ -98,7 +96,7 @@ class Sends:
         self.now_us = host.timetable.now_us
         self._delivery = Delivery(host, parts.caller, self._on_ended)
         self.outbox = Outbox(self._delivery, host.limits, parts.clock, parts.randomness)
-        self._reserved = unseal_number(SENDS_KEY, host.engine.get(SENDS_KEY)) or 0
+        self._reserved = unseal_number(keys.SENDS_KEY, host.engine.get(keys.SENDS_KEY)) or 0
         self._last = self._reserved
         host.timetable.serve(keys.OUTBOX, self._on_due, lambda: True, self.stats)
 
@@ -254,7 +252,7 @@ class Sends:
             plans.bytes += message.size
         if self._last >= self._reserved:
             self._reserved = self._last + _RESERVED_US
-            self._host.committer.put(SENDS_KEY, seal_number(SENDS_KEY, self._reserved))
+            self._host.committer.put(keys.SENDS_KEY, seal_number(keys.SENDS_KEY, self._reserved))
 
     def forget(self, resident: Resident) -> None:
         """The turn has failed: its write-set is gone, and its messages with it."""
