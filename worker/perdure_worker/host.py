@@ -317,10 +317,6 @@ class Host(SystemWork):
         if resident.mailbox is not None:
             self._runnable.append(resident)
 
-    def resident_of(self, key: bytes) -> Resident | None:
-        """The object of this id, if it is in memory."""
-        return self.live.get(key)
-
     def touch(self, resident: Resident) -> None:
         """The object was in use until now."""
         resident.used = self.clock()
