@@ -101,7 +101,7 @@ class Limits:
     outbox_messages_max: int = 10_000
     """Durable sends of one object that have not ended, dead ones included; beyond it `Overloaded`."""
     outbox_bytes_max: int = 64 * MIB
-    """The same in bytes of encoded messages: they are kept until each one has arrived."""
+    """The same in bytes: an object must not fill the disk with what nobody takes."""
     sends_in_flight_max: int = 1_024
     """Durable sends of one worker that are on their way: enough to keep several other workers busy."""
     sends_per_target_max: int = 32
@@ -111,7 +111,7 @@ class Limits:
     sends_loaded_max: int = 20_000
     """Durable sends in one worker's memory; the rest stays on disk until there is room."""
     sends_loaded_bytes_max: int = 64 * MIB
-    """The same in bytes of encoded messages: they are kept until each one has arrived."""
+    """The same in bytes, since one of them may be as large as thousands of others."""
     sends_per_pair_loaded_max: int = 64
     """Of these of one pair: they go one after the other, so that more would only lie there."""
     sends_unconfirmed_max: int = 32

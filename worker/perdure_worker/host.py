@@ -350,10 +350,6 @@ class Host(Residence):
         if resident.mailbox is not None:
             self._runnable.add(resident.mailbox.next_client, resident)
 
-    def resident_of(self, key: bytes) -> Resident | None:
-        """The object of this id, if it is in memory."""
-        return self.live.get(key)
-
     def touch(self, resident: Resident) -> None:
         """The object was in use until now."""
         resident.used = self.clock()

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Plans", "Sends", "due_at_ms"]
 
-SENDS_KEY = keys.SHARD_REGION + b"sends"
-"""A sequence that no send of this store has reached yet."""
 _RESERVED_US = 60_000_000
 _AT_MS_MAX = 253_402_300_800_000  # the year 10000, where datetime ends
 
@@ -104,7 +102,7 @@ class Sends:
         self.now_us = host.timetable.now_us
         self._delivery = Delivery(host, parts.caller, self._on_ended)
         self.outbox = Outbox(self._delivery, host.limits, parts.clock, parts.randomness)
-        self._reserved = unseal_number(SENDS_KEY, host.engine.get(SENDS_KEY)) or 0
+        self._reserved = unseal_number(keys.SENDS_KEY, host.engine.get(keys.SENDS_KEY)) or 0
         self._last = self._reserved
         host.timetable.serve(keys.OUTBOX, self._on_due, lambda: True, self.stats)
 
@@ -139,12 +137,14 @@ class Sends:
             message.lane, message.at_ms = DELAYED, at_ms
         self._add(resident, message)
 
-    def _add(self, resident: Resident, message: Message) -> None:
+    def _add(self, resident: Resident, message: Message, *, replaces: bool = False) -> None:
         storage = self._host.storage_of(resident)
         plans = resident.sends
         if plans is None:
             plans = resident.sends = Plans()
-        self._check_room(resident, plans, message)
+        self._check_turn(plans)
+        if not replaces:
+            self._check_room(resident, plans, message)
         plans.number += 1
         row = message.prefix + keys.OUTBOX + PLANNED + plans.number.to_bytes(8, "big")
         storage._check_growth(len(row) + len(message.body))
@@ -153,9 +153,9 @@ class Sends:
         plans.made_bytes += message.size
 
     def plan_again(self, resident: Resident, dead: Message) -> None:
-        """Adds a dead message to what the running turn writes, as a new one."""
+        """Adds a dead message, which the caller removes, to what the running turn writes as a new one."""
         message = Message(dead.prefix, dead.namespace, dead.key, dead.name, dead.method, dead.body)
-        self._add(resident, message)
+        self._add(resident, message, replaces=True)
 
     def _checked(self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None) -> bytes:
         entry = self._classes.get(target.namespace)
@@ -189,14 +189,16 @@ class Sends:
             raise InvalidArgument(f"{spec.title}: an argument raised {type(error).__name__}") from error
         return body
 
-    def _check_room(self, resident: Resident, plans: Plans, message: Message) -> None:
-        limits = self._limits
-        if len(plans.made) >= limits.sends_per_turn_max:
+    def _check_turn(self, plans: Plans) -> None:
+        if len(plans.made) >= self._limits.sends_per_turn_max:
             raise Overloaded(
                 f"{len(plans.made)} sends since the last commit point of this turn; "
                 "call `await self.storage.sync()` in between",
                 limit="sends_per_turn_max",
             )
+
+    def _check_room(self, resident: Resident, plans: Plans, message: Message) -> None:
+        limits = self._limits
         if self._has_room(plans, message):
             return
         now = self._clock()
@@ -256,7 +258,7 @@ class Sends:
             plans.bytes += message.size
         if self._last >= self._reserved:
             self._reserved = self._last + _RESERVED_US
-            self._host.committer.put(SENDS_KEY, seal_number(SENDS_KEY, self._reserved))
+            self._host.committer.put(keys.SENDS_KEY, seal_number(keys.SENDS_KEY, self._reserved))
 
     def forget(self, resident: Resident) -> None:
         """The turn has failed: its write-set is gone, and its messages with it."""
