@@ -353,7 +353,7 @@ class Execution(Retries):
             return
         text = f"the result of {turn[TURN_METHOD].title} has {size} bytes encoded; the limit is {limit}"
         progress = self.progress.get(id(turn))
-        if progress is not None and (progress.wrote or progress.calls):
+        if turn[TURN_METHOD].is_generator or (progress is not None and (progress.wrote or progress.calls)):
             # Then "nothing happened" would not be true.
             raise MessageTooLarge(
                 f"{text}; what it did up to its last commit point stays", size=size, limit=limit
