@@ -120,7 +120,7 @@ class Sender(DurableObject):
         storage: Any = self.storage
         before = dict(storage._writes)
         self.ctx.send(Ledger, to).note("rolled back")
-        storage._writes = before  # what the end of a transaction does that raised
+        storage._writes = before  # the write-set says what a turn wrote, and nothing else
 
     async def keep_changing(self, to: str) -> None:
         words = ["as sent"]

@@ -58,7 +58,7 @@ def test_what_was_sent_before_a_commit_point_is_sent_even_if_the_turn_raises_lat
     scene.close()
 
 
-def test_a_send_that_a_transaction_took_back_is_not_sent() -> None:
+def test_a_send_whose_row_has_left_the_write_set_is_not_sent() -> None:
     scene = scene_of()
     scene.call(Sender, "s", "plan_and_roll_back", "t")
     assert arrived(scene) == ["kept"]

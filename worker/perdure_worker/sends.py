@@ -232,7 +232,7 @@ class Sends:
     # --- at its commit
 
     def take(self, resident: Resident, storage: ObjectStorage) -> list[Message]:
-        """The messages of this commit, out of the write-set; what a transaction rolled back is not in it."""
+        """The messages of this commit, out of the write-set, which alone says what the turn wrote."""
         plans = resident.sends
         if plans is None or not plans.made:
             return []
