@@ -6,5 +6,6 @@ supervision   its decisions: events in, actions out (pure)
 state         what it must remember across its own death (pure)
 datadir       the directory on disk: lock, state file, run directory, endpoint file
 shards        which shards the directory holds: provisioning, change of the number of workers
+check         `perdure check`: looks for damage in a stopped data directory
 errors        what can end `perdure run`, and its exit codes
 """

@@ -129,6 +129,8 @@ class Exited:
     pid: int
     code: int
     now: float
+    blamed: bool = False
+    """Whether an object of the worker is to blame, which its next incarnation counts."""
 
 
 @dataclass(frozen=True, slots=True)

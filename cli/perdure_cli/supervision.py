@@ -62,14 +62,14 @@ class Timing:
 
     heartbeat_interval_s: float = _LIMITS.heartbeat_interval_s
     heartbeat_lost_s: float = _LIMITS.heartbeat_lost_s
-    start_timeout_s: float = 30.0
+    start_timeout_s: float = _LIMITS.start_timeout_s
     """Spawn to ready; recovery of a shard's log takes seconds at worst (RELIABILITY §1.2)."""
-    stop_timeout_s: float = _LIMITS.drain_timeout_s + _LIMITS.goodbye_timeout_s + 2.0
+    stop_timeout_s: float = _LIMITS.drain_timeout_s + _LIMITS.goodbye_timeout_s + _LIMITS.stop_margin_s
     """SIGTERM to exit of a worker: its drain (also of what others need it for) and goodbye, and a margin for
     the last commit."""
-    router_stop_timeout_s: float = _LIMITS.goodbye_timeout_s + 2.0
+    router_stop_timeout_s: float = _LIMITS.goodbye_timeout_s + _LIMITS.stop_margin_s
     """SIGTERM to exit of the router, which has nothing to drain once the workers are gone."""
-    kill_timeout_s: float = 5.0
+    kill_timeout_s: float = _LIMITS.kill_timeout_s
     """SIGKILL to exit when stopping; a process stuck in the kernel longer than this is left behind."""
     restarts: RestartTiming = field(default_factory=RestartTiming)
 
@@ -266,7 +266,8 @@ class Supervision:
         if child.pid != event.pid:
             return
         served_s = None if child.ready_at is None else event.now - child.ready_at
-        death = Death(event.code, served_s, killed_by_supervisor=child.state is ChildState.STOPPING)
+        killed = child.state is ChildState.STOPPING
+        death = Death(event.code, served_s, killed_by_supervisor=killed, blamed=event.blamed)
         child.pid = None
         child.state = ChildState.DOWN
         yield from self._take_off_the_map(child)
@@ -274,7 +275,7 @@ class Supervision:
             if served_s is not None and event.code != WorkerExit.STOPPED:
                 self._stopped_badly()
             yield from self._shut_down(event.now)
-        elif child is not self.router and event.code in PARKING:
+        elif child is not self.router and event.code in PARKING and not event.blamed:
             yield from self._park(child, event)
         else:
             child.strikes, pause = after_death(child.strikes, death, self.timing.restarts)

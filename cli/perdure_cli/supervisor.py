@@ -20,7 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -32,6 +32,7 @@ from perdure.exits import WorkerExit
 from perdure.limits import Limits
 from perdure.locate import boot_id
 from perdure.slotmap import SlotMap
+from perdure_cli.blame import Ending, how_it_ended, judge, last_stack
 from perdure_cli.datadir import DataDirectory
 from perdure_cli.errors import AddressInUse, RunExit
 from perdure_cli.events import (
@@ -59,9 +60,11 @@ from perdure_cli.events import (
 )
 from perdure_cli.shards import prepare_shards
 from perdure_cli.state import ClusterState
-from perdure_cli.supervision import Supervision, Timing
+from perdure_cli.supervision import ChildState, Supervision, Timing
 from perdure_router.config import RouterConfig
 from perdure_worker.config import WorkerConfig
+from perdure_worker.marks import Marked, Seen, new_memory, read_memory
+from perdure_worker.quarantine import Blame
 
 __all__ = ["ChildCommand", "RunConfig", "Supervisor", "child_command", "run"]
 
@@ -142,6 +145,8 @@ class _Process:
     popen: subprocess.Popen[bytes]
     pidfd: int
     spawned_at: float
+    marks: int
+    """Where a worker notes what it runs, see `perdure_worker.marks`; -1 for the router."""
     peer: bytes = b""
     """Its routing id on the control socket; empty until it speaks."""
 
@@ -164,6 +169,9 @@ class Supervisor:
         self._command = command
         self._core = Supervision(state, boot_id(), timing)
         self._processes: dict[ChildId, _Process] = {}
+        self._blames: dict[ChildId, Blame] = {}
+        """Of deaths that no incarnation has counted yet."""
+        self._served: set[ChildId] = set()
         self._actions: deque[Action] = deque()
         self._acting = False
         self._persist_error: OSError | None = None
@@ -219,9 +227,11 @@ class Supervisor:
         code = process.popen.poll()
         if code is None:
             return
+        seen = read_memory(process.marks) if process.marks >= 0 else None
+        culprit = self._judge(process, code, seen) if seen is not None else None
         self._release(process)
-        self._log_death(process, code)
-        self._feed(Exited(process.child, process.popen.pid, code, _now()))
+        self._log_death(process, code, seen, culprit)
+        self._feed(Exited(process.child, process.popen.pid, code, _now(), blamed=culprit is not None))
         if (restart_at := self._core.children[process.child].restart_at) is not None:
             _log.info("%s is restarted in %.1f s", process.child, restart_at - _now())
 
@@ -246,6 +256,8 @@ class Supervisor:
         if kind == "ready":
             seconds = round(_now() - process.spawned_at, 3)
             _log.info("%s is ready", child, extra={"epoch": epoch, "pid": pid, "seconds": seconds})
+            self._served.add(child)
+            self._blames.pop(child, None)
             self._feed(Ready(child, epoch, pid, endpoint, _now()))
         elif kind == "beat":
             self._feed(Beat(child, epoch, pid, _now()))
@@ -306,16 +318,22 @@ class Supervisor:
         self._feed(Spawned(child, epoch, process.popen.pid, _now()))
 
     def _start_process(self, child: ChildId, epoch: int) -> _Process:
-        popen = subprocess.Popen(
-            self._command(child.role, self._child_config(child, epoch)),
-            stdin=subprocess.DEVNULL,
-            # A group of its own, so that Ctrl+C in the terminal reaches the supervisor alone.
-            process_group=0,
-            umask=0o077,
-        )
-        return _Process(child, epoch, popen, os.pidfd_open(popen.pid), _now())
+        marks = new_memory(f"perdure-{child}") if child.role is Role.WORKER else -1
+        try:
+            popen = subprocess.Popen(
+                self._command(child.role, self._child_config(child, epoch, marks)),
+                stdin=subprocess.DEVNULL,
+                # A group of its own, so that Ctrl+C in the terminal reaches the supervisor alone.
+                process_group=0,
+                umask=0o077,
+                pass_fds=(marks,) if marks >= 0 else (),
+            )
+        except OSError:
+            _close(marks)
+            raise
+        return _Process(child, epoch, popen, os.pidfd_open(popen.pid), _now(), marks)
 
-    def _child_config(self, child: ChildId, epoch: int) -> str:
+    def _child_config(self, child: ChildId, epoch: int, marks: int) -> str:
         config, places, state = self._config, self._places, self._core.state
         if child.role is Role.ROUTER:
             return RouterConfig(
@@ -327,6 +345,7 @@ class Supervisor:
                 log_level=config.log_level,
             ).to_json()
         slots = state.ranges[child.index]
+        blame = self._blames.get(child)
         return WorkerConfig(
             app=config.app,
             index=child.index,
@@ -338,6 +357,9 @@ class Supervisor:
             dev=config.dev,
             idle_evict_s=config.idle_evict_s,
             live_objects_max=config.live_objects_max,
+            marks=marks,
+            blame=asdict(blame) if blame is not None else None,
+            first=child not in self._served,
             control=places.control,
             epoch=epoch,
             parent=os.getpid(),
@@ -381,8 +403,32 @@ class Supervisor:
 
     # --- processes
 
-    def _log_death(self, process: _Process, code: int) -> None:
-        facts = {"epoch": process.epoch, "pid": process.popen.pid, "code": code}
+    def _judge(self, process: _Process, code: int, seen: Seen) -> Marked | None:
+        """What the death is blamed on; the next incarnation is told of it."""
+        child = self._core.children[process.child]
+        ordered = self._core.stopping
+        ending = Ending(
+            code,
+            silent_s=0.0 if child.ready_at is None else _now() - child.last_beat,
+            killed_by_supervisor=child.state is ChildState.STOPPING and not ordered,
+            ordered=ordered,
+        )
+        silence_s = 2 * self._core.timing.heartbeat_interval_s
+        culprit = judge(ending, seen, silence_s=silence_s)
+        if culprit is not None:
+            why = "it fell silent" if ending.killed_by_supervisor else how_it_ended(Role.WORKER, code)
+            self._blames[process.child] = Blame(
+                culprit.key.hex(), culprit.namespace, culprit.method, why, process.epoch
+            )
+        return culprit
+
+    def _log_death(self, process: _Process, code: int, seen: Seen | None, culprit: Marked | None) -> None:
+        facts: dict[str, Any] = {"epoch": process.epoch, "pid": process.popen.pid, "code": code}
+        if culprit is not None:
+            facts["object"] = f"{culprit.namespace}/{culprit.key.hex()}"
+            facts["method"] = culprit.method
+        if seen is not None and (stack := last_stack(seen)):
+            facts["stack"] = stack
         served = self._core.children[process.child].ready_at is not None
         level = logging.WARNING
         if process.child.role is Role.WORKER and code == WorkerExit.APP_NOT_LOADED:
@@ -391,11 +437,12 @@ class Supervisor:
             level = logging.DEBUG  # told to stop before it could do anything
         elif self._core.stopping and code == 0:
             level = logging.INFO
-        _log.log(level, "%s ended: %s", process.child, _how(process.child.role, code), extra=facts)
+        _log.log(level, "%s ended: %s", process.child, how_it_ended(process.child.role, code), extra=facts)
 
     def _release(self, process: _Process) -> None:
         self._loop.remove_reader(process.pidfd)
         os.close(process.pidfd)
+        _close(process.marks)
         del self._processes[process.child]
         if process.child.role is Role.WORKER:
             with contextlib.suppress(OSError):
@@ -412,14 +459,9 @@ class Supervisor:
             self._release(process)
 
 
-def _how(role: Role, code: int) -> str:
-    """The end of a process in words."""
-    try:
-        if code < 0:
-            return signal.Signals(-code).name
-        return f"exit code {code}: {WorkerExit(code).meaning}" if role is Role.WORKER else f"exit code {code}"
-    except ValueError:  # a real-time signal, or a code of the user's own
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)
 
 
 def _map_message(slot_map: SlotMap) -> dict[str, Any]:

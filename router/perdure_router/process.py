@@ -243,7 +243,7 @@ class RouterProcess:
                 router.on_pipe_full(answer)
                 self._retry_soon()
             except PeerGone:
-                router.on_peer_gone(answer[0])
+                router.on_peer_gone(*answer[:2])
 
     def _retry_soon(self) -> None:
         if not self._retrying:
@@ -269,7 +269,7 @@ class RouterProcess:
                 self._retry_soon()
                 return
             except PeerGone:
-                self._router.on_peer_gone(origin)
+                self._router.on_peer_gone(*answer[:2])
                 return
             backlog.sent(origin)
 

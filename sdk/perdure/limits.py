@@ -25,6 +25,8 @@ class Limits:
     """Longest namespace: it is part of every stored key, and keys the hash of names (64 bytes at most)."""
     key_bytes_max: int = 2 * KIB
     """Longest storage key in UTF-8: keys stand in every batch, log record and index block beside values."""
+    request_id_bytes_max: int = 512
+    """Longest request id that a caller chooses, in UTF-8; only its hash is sent and stored."""
     value_bytes_max: int = 2 * MIB
     """Largest encoded storage value: one turn writes it whole, and every change writes it again."""
     multi_keys_max: int = 128
@@ -63,6 +65,12 @@ class Limits:
     """Bytes of arguments waiting at one object, however few calls they are."""
     mailbox_age_max_s: float = 60.0
     """Oldest call waiting at one object; beyond it new ones are refused (its turns do not keep up)."""
+    waiting_items_max: int = 16_384
+    """Calls that a worker has read and not looked at yet; beyond it, it reads no more before it has."""
+    retry_after_min_s: float = 0.05
+    """Shortest wait that `Overloaded` asks for: repeating sooner would cost more than the turn itself."""
+    retry_after_max_s: float = 10.0
+    """Longest wait that `Overloaded` asks for: estimates of longer queues are guesses, so ask again."""
     uncommitted_bytes_max: int = 64 * MIB
     """Writes waiting for the disk in one worker; beyond it new turns wait."""
     commit_group_bytes_max: int = 1 * MIB
@@ -80,6 +88,10 @@ class Limits:
     """Clients that a worker knows the open calls of; a forgotten one tells them again with its next call."""
     raw_calls_in_flight_max: int = 100_000
     """Single calls that the router remembers so that it can answer for a worker that dies."""
+    stream_window_items: int = 256
+    """Items that a stream's producer may be ahead of its reader: two round trips' worth at full speed."""
+    stream_window_bytes: int = 1 * MIB
+    """The same in encoded bytes; one item may be larger, and then travels alone."""
     stragglers_max: int = 64
     """Old open calls that a client lists with each message, so that workers can forget those after them."""
     sends_per_turn_max: int = 1_000
@@ -111,6 +123,10 @@ class Limits:
     chain_depth_max: int = 32
     """Objects that wait for each other in one chain of calls: a longer one is a recursion gone wrong."""
 
+    client_retries_per_second_max: int = 5_000
+    """Calls that a client sends again in a second; what is more waits longer, so that a cluster that lost a
+    worker is not hit again by everybody at once."""
+
     # --- times
     call_timeout_s: float = 30.0
     """Deadline of a call that names none: as long as people and proxies wait."""
@@ -138,6 +154,10 @@ class Limits:
     """A client asks the router for news of the slot map this often, should a pushed map be lost."""
     client_forgotten_s: float = 10.0
     """The router forgets a client that was silent for ten pings, and sends it no maps any more."""
+    stream_idle_max_s: float = 30.0
+    """A full window nobody reads from for this long ends the stream: it holds its object's turn."""
+    stream_drain_s: float = 3.0
+    """Ordered shutdown: how long open streams go on; then their producers are stopped, and clean up."""
     drain_timeout_s: float = 10.0
     """Ordered shutdown: how long running turns may take; what stops a service waits 10 s or more."""
     goodbye_timeout_s: float = 1.0
@@ -146,8 +166,41 @@ class Limits:
     """Recorded replies are kept this long at least: twice the longest deadline until which clients retry."""
     reply_named_ttl_s: float = 86_400.0
     """The same for callers that may come back, with a request id of their own or as raw clients: a day."""
+    reply_send_ttl_s: float = 604_800.0
+    """The same for durable sends, whose sender may be down for days and not know what arrived: a week."""
+
+    start_timeout_s: float = 30.0
+    """From the start of a process until it is ready; replaying a shard's log takes seconds at worst."""
+    stop_margin_s: float = 2.0
+    """Added to what an ordered stop of a process may take, for the last commit and the exit itself."""
+    kill_timeout_s: float = 5.0
+    """From SIGKILL until a process is gone; one that is stuck in the kernel for longer is left behind."""
+    served_min_s: float = 1.0
+    """A process that fails by itself earlier than this after it became ready counts as not started."""
+    strikes_forgotten_s: float = 60.0
+    """Service for this long makes up for all earlier failures of a process, and restarts cost no pause."""
+    restart_pause_max_s: float = 30.0
+    """Longest pause before a process that fails again and again is started: 0, 0.1, 1, 5, then this."""
+
+    # --- misbehaviour
+    turn_blocked_s: float = 0.1
+    """A step of a turn that keeps the worker's loop for longer is logged: all others wait meanwhile."""
+    quarantine_deaths: int = 3
+    """Deaths of its worker in a row after which an object is quarantined: two may be bad luck."""
+    quarantine_s: float = 600.0
+    """How long a quarantined object is refused before it is tried again: one death costs others a second."""
+    suspect_forgotten_s: float = 60.0
+    """A turn that ends well this long after a restart clears the object; sooner it proves too little."""
+    suspects_max: int = 32
+    """Objects of one worker whose deaths are counted; more of them at once are no single object's fault."""
+    blocking_threads_max: int = 32
+    """`@blocking` methods that one worker runs at once; more of them wait until a thread is free."""
 
     # --- life cycle
+    evictions_max: int = 2_048
+    """Idle objects that are looked at in one go, so that a loop never stands still for long."""
+    eviction_looks_max: int = 32
+    """Least recently used objects that are looked at in order to make room for a new one."""
     live_objects_max: int = 200_000
     """Objects in one worker's memory, which they must fit into; the least recently used leave."""
     read_budget_messages: int = 256
@@ -174,5 +227,7 @@ class Limits:
     """Rows of the due index read at once; a start reads one page, however many alarms are pending."""
     due_rows_max: int = 4_096
     """Rows of the due index in memory, the soonest ones; the rest stays on disk until it is near."""
+    start_batch_s: float = 0.01
+    """The same in time, since turns are as long as their methods: other clients wait for the next tick."""
     slots: int = 1_024
     """Hash buckets of ids, fixed when a data directory is created: many more than workers, few to list."""

@@ -24,7 +24,7 @@ class ListedObject:
     live: bool
     """Whether the object is in memory."""
     next_alarm: datetime | None
-    """When its soonest alarm is due, in UTC."""
+    """When its soonest alarm is due or tried again, in UTC; None without one that waits."""
 
     @property
     def name(self) -> str | None:

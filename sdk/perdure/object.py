@@ -178,6 +178,10 @@ class DurableObject:
     Public methods of the class can be called by anybody who knows the id; names with a leading
     underscore and the handlers (`on_start` and those of later features) cannot.  The namespace is
     the class's name; ``class Room(DurableObject, namespace="rooms")`` says otherwise.
+
+    A method that is an async generator streams what it yields.  It is one turn: other calls wait until
+    it has ended, and it waits for a slow reader.  Each `yield` is a commit point; when the reader leaves,
+    the generator is closed there, or cancelled where it waits, as the object was at its last item.
     """
 
     version: ClassVar[int] = 1

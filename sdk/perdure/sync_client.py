@@ -22,9 +22,12 @@ from perdure.ids import ObjectId
 from perdure.limits import Limits
 from perdure.listing import Listing
 from perdure.methods import Method
+from perdure.named import NamedRequests, Request
 from perdure.object import namespace_of
 from perdure.slotmap import SlotMap
+from perdure.streams import StreamingMethod
 from perdure.stub import Stub, Target
+from perdure.sync_streams import SyncStream
 
 __all__ = ["SyncClient", "connect_sync"]
 
@@ -36,9 +39,11 @@ _LIMITS = Limits()
 _MARGIN_S = 5.0
 
 
-def connect_sync(url: str | None = None, *, direct: bool = True, timeout: float = 10.0) -> SyncClient:
+def connect_sync(
+    url: str | None = None, *, direct: bool = True, retry: bool = True, timeout: float = 10.0
+) -> SyncClient:
     """As `connect`, for code without an event loop: ``with connect_sync() as client``."""
-    return SyncClient(connect(url, direct=direct, timeout=timeout))
+    return SyncClient(connect(url, direct=direct, retry=retry, timeout=timeout))
 
 
 class SyncClient:
@@ -79,9 +84,17 @@ class SyncClient:
             loop.call_soon_threadsafe(loop.stop)
             self._thread.join()
 
-    def get(self, cls: type | str, key: str | ObjectId, *, timeout: float | None = None) -> Any:
+    def get(
+        self,
+        cls: type | str,
+        key: str | ObjectId,
+        *,
+        timeout: float | None = None,
+        request_id: str | bytes | None = None,
+    ) -> Any:
         """A stub of the object `key` of a class or namespace; see `Client.get`."""
-        return Stub(self._client.target(cls, key, timeout), self)
+        sender = self if request_id is None else NamedRequests(request_id, self)
+        return Stub(self._client.target(cls, key, timeout), sender)
 
     def id_from_name(self, ns: type | str, name: str) -> ObjectId:
         """The id of the object of that name."""
@@ -119,18 +132,28 @@ class SyncClient:
         args: Any,
         kwargs: dict[str, Any] | None,
         spec: Method | None,
+        request: Request | None = None,
     ) -> Any:
-        """See `perdure.stub.Sender`: waits for the result."""
+        """See `perdure.stub.Sender`: waits for the result, or for a stream's first item.
+
+        `request` is for `NamedRequests`.
+        """
         answer: Future[Any] = Future()
         issue: Callable[..., None] = self._client.issue
         with self._lock:
-            self._running_loop().call_soon_threadsafe(issue, target, method, args, kwargs, spec, answer)
+            self._running_loop().call_soon_threadsafe(
+                issue, target, method, args, kwargs, spec, answer, request
+            )
         try:
             return answer.result(target.timeout_s + _LIMITS.answer_grace_s + _MARGIN_S)
         except TimeoutError:
             if answer.done():  # the outcome itself
                 raise
             raise OutcomeUnknown("the client's thread gave no answer; is the process overloaded?") from None
+        except StreamingMethod as streams:
+            return SyncStream(streams.take_hold(), self._running_loop)
+
+    start_stream = start
 
     def refuse(self, error: PerdureError) -> Any:
         """See `perdure.stub.Sender`."""

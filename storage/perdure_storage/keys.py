@@ -9,6 +9,7 @@ moving a slot is one range. docs/DATA.md shows the bytes.
 The first byte is the region:
 
     0x00  shard's own rows      0x00 name
+                                0x00 | "suspect" | id 32        (who has ended its worker)
     0x01  object rows           0x01 | slot u16 | ns length u8 | ns | id 32 bytes | kind u8 | key
     0x02  names index           0x02 | ns length u8 | ns | 0x00 | id 32 bytes      (unique objects)
                                 0x02 | ns length u8 | ns | 0x01 | name in UTF-8    (named objects)
@@ -41,6 +42,7 @@ __all__ = [
     "SHARD_REGION",
     "SLOTS_MAX",
     "SOCKET",
+    "SUSPECT_PREFIX",
     "VALUE",
     "DueRow",
     "NamesRow",
@@ -70,6 +72,8 @@ RESERVED_REGION: Final = b"\x04"
 FORMAT_KEY: Final = SHARD_REGION + b"format"
 EPOCH_KEY: Final = SHARD_REGION + b"epoch"
 SEQUENCE_KEY: Final = SHARD_REGION + b"seq"
+SUSPECT_PREFIX: Final = SHARD_REGION + b"suspect"
+"""Before the id of an object that has ended its worker."""
 
 META: Final = b"\x00"
 """The object's record: a msgpack map with its `name` (None for unique objects)."""

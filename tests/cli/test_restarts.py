@@ -43,6 +43,9 @@ ABORTED = -signal.SIGABRT
         (0, Death(WorkerExit.STOPPED, 0.1), (0, 0.0)),
         (2, Death(WorkerExit.TURNS_CUT, 12.0), (2, 0.0)),
         (2, Death(KILLED, 0.5, killed_by_supervisor=True), (2, 0.0)),
+        # ended by one of its objects, which is kept out when it does so again: at once
+        (0, Death(-signal.SIGSEGV, 0.1, blamed=True), (0, 0.0)),
+        (4, Death(1, 0.1, blamed=True), (4, 0.0)),
         # killed from outside before it was ready: the shortest pause, no strike
         (0, Death(KILLED, None), (0, 0.1)),
         (4, Death(KILLED, None), (4, 0.1)),

@@ -139,6 +139,15 @@ def test_exit_codes_that_a_retry_cannot_cure_park_the_worker_for_good(code: int)
     assert not spawned(scene.pass_time(300))
 
 
+@pytest.mark.parametrize("code", [-signal.SIGSEGV, 1, 72])
+def test_a_worker_that_one_of_its_objects_ends_comes_back_at_once_whatever_the_code(code: int) -> None:
+    scene = serving()
+    for _ in range(6):
+        assert spawned(scene.die(W0, code, blamed=True))
+        scene.ready(W0)
+    assert scene.state_of(W0) is ChildState.UP
+
+
 def test_the_router_is_never_parked() -> None:
     scene = serving()
     assert spawned(scene.die(ROUTER, 72)) == [(ROUTER, 2)]

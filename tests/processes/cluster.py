@@ -162,9 +162,9 @@ class Cluster:
 
     # --- talking to it
 
-    def connect(self, *, direct: bool = True) -> SyncClient:
+    def connect(self, *, direct: bool = True, retry: bool = True) -> SyncClient:
         """A client, to be used with ``with``."""
-        return connect_sync(self.url, direct=direct, timeout=DEADLINE_S)
+        return connect_sync(self.url, direct=direct, retry=retry, timeout=DEADLINE_S)
 
     def stats(self) -> list[dict[str, Any]]:
         """The workers' own figures (`turns` of this incarnation among them), in their order."""

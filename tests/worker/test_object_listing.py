@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from perdure import DurableObject, InvalidArgument, Limits, StorageError, durable
+from perdure import Alarm, DurableObject, InvalidArgument, Limits, StorageError, durable
 from perdure.ids import new_unique_id
 from perdure_storage import keys
 from worker.host_scene import key_of
@@ -21,6 +21,13 @@ class Room(DurableObject):
     async def fill(self, rows: int, size: int) -> None:
         for number in range(rows):
             self.storage.put(f"{number:04}", bytes(size))
+
+    async def remind(self, times: dict[str, float]) -> None:
+        for name, seconds in times.items():
+            self.storage.set_alarm(seconds, name)
+
+    async def alarm(self, alarm: Alarm) -> None:
+        raise ValueError("never well")
 
     async def forget(self) -> None:
         await self.storage.delete_all()
@@ -145,6 +152,24 @@ def test_an_object_is_listed_with_its_size_on_disk_and_whether_it_is_in_memory(m
     scene.call(Room, "small", "get")
     assert {row[2]: row[4] for row in listed(scene, "Room")} == {"large": False, "small": True}
     assert [row[5] for row in listed(scene, "Room")] == [None, None]
+
+
+@pytest.mark.parametrize("rows", [0, 100])
+def test_an_object_is_listed_with_the_soonest_of_its_alarms(make_scene: Any, rows: int) -> None:
+    scene = make_scene(Room)
+    scene.call(Room, "a", "fill", rows, 10)
+    far = 4_000_000_000.0
+    scene.call(Room, "a", "remind", {"x": far + 2, "y": far + 0.25, **{f"z{n}": far + 9 for n in range(80)}})
+    scene.call(Room, "none", "set", 1)
+    assert {row[2]: row[5] for row in listed(scene, "Room")} == {"a": int(far * 1_000) + 250, "none": None}
+
+
+def test_a_dead_alarm_is_no_next_one(make_scene: Any) -> None:
+    scene = make_scene(Room, limits=Limits(alarm_retries_max=0))
+    scene.call(Room, "a", "remind", {"x": 0.0})
+    scene.advance(10)
+    scene.commit()
+    assert listed(scene, "Room")[0][5] is None
 
 
 def test_what_is_not_durable_yet_is_not_listed_as_stored(make_scene: Any) -> None:

@@ -104,9 +104,10 @@ def test_two_classes_of_one_namespace_are_refused_by_their_names() -> None:
         register([Plain, Twin])
 
 
-def test_a_streaming_method_is_refused_when_the_class_is_registered() -> None:
-    with pytest.raises(TypeError, match=r"Streaming\.stream is an async generator"):
-        register([Streaming])
+def test_a_streaming_method_is_known_as_one() -> None:
+    method = register([Streaming])["Streaming"].methods["stream"]
+    assert method.is_generator
+    assert not method.plain
 
 
 def test_an_interleaved_method_is_known_as_one() -> None:

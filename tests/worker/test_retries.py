@@ -275,10 +275,10 @@ def test_what_a_client_says_has_ended_is_dropped_with_the_next_write(make_scene:
     items = [scene.item(Purse, "a", "add") for _ in range(6)]
     for number, item in enumerate(items, 1):
         floor, *stragglers = (2, 1) if number < 4 else (number, 1)
-        scene.send([number, *item[1:]], head=[ME, number, floor, *stragglers])
+        scene.send([number, *item[1:]], head=[ME, number, number, floor, *stragglers])
         scene.commit()
     assert set(windows_on_disk(scene, "a")[ME].entries) == {1, 6}
-    scene.send([7, *items[0][1:]], head=[ME, 7, 7])
+    scene.send([7, *items[0][1:]], head=[ME, 7, 7, 7])
     scene.commit()
     assert set(windows_on_disk(scene, "a")[ME].entries) == {7}
 
@@ -286,23 +286,23 @@ def test_what_a_client_says_has_ended_is_dropped_with_the_next_write(make_scene:
 def test_a_call_that_was_overtaken_by_its_retry_and_has_ended_never_runs(make_scene: Any) -> None:
     scene = make_scene(Purse, client_id=ME)
     ghost, other = scene.item(Purse, "a", "add"), scene.item(Purse, "b", "add")
-    scene.send([2, *ghost[1:]], head=[ME, 2, 1])
+    scene.send([2, *ghost[1:]], head=[ME, 2, 2, 1])
     scene.commit()
-    scene.send([3, *other[1:]], head=[ME, 3, 3])
+    scene.send([3, *other[1:]], head=[ME, 3, 3, 3])
     scene.commit()
-    late = again(scene, [2, *ghost[1:]], head=[ME, 1, 1])
+    late = again(scene, [2, *ghost[1:]], head=[ME, 1, 2, 1])
     assert isinstance(late.error(), OutcomeUnknown)
     scene.commit()
     assert scene.fields(Purse, "a") == {"coins": 1}
-    slow = again(scene, [1, *ghost[1:]], head=[ME, 1, 1])
+    slow = again(scene, [1, *ghost[1:]], head=[ME, 1, 2, 1])
     assert isinstance(slow.error(), OutcomeUnknown), "its deadline has passed: nobody waits for it"
 
 
 def test_a_straggler_of_an_older_batch_still_runs(make_scene: Any) -> None:
     scene = make_scene(Purse, client_id=ME)
     item = scene.item(Purse, "a", "add")
-    scene.send([9, *item[1:]], head=[ME, 9, 9, 2])
-    retry = again(scene, [2, *item[1:]], head=[ME, 8, 2])
+    scene.send([9, *item[1:]], head=[ME, 9, 9, 9, 2])
+    retry = again(scene, [2, *item[1:]], head=[ME, 8, 8, 2])
     scene.commit()
     assert retry.result() == 2
 
@@ -386,7 +386,7 @@ def test_expired_rows_are_deleted_as_new_clients_come(make_scene: Any) -> None:
     now = [1_000_000.0]
     scene = make_scene(Purse, wall_clock=lambda: now[0])
     for number in range(64):
-        scene.send(scene.item(Purse, "a", "add"), head=[number.to_bytes(1, "big") * 16, 1, 1])
+        scene.send(scene.item(Purse, "a", "add"), head=[number.to_bytes(1, "big") * 16, 1, 1, 1])
     scene.send(scene.item(Purse, "a", "add"), head=b"comes back later")
     scene.commit()
     assert len(windows_on_disk(scene, "a")) == 65
@@ -394,7 +394,7 @@ def test_expired_rows_are_deleted_as_new_clients_come(make_scene: Any) -> None:
         scene.advance(2.5)
     now[0] += Limits.reply_ttl_s + 1
     for number in range(64, 128):
-        scene.send(scene.item(Purse, "a", "add"), head=[number.to_bytes(1, "big") * 16, 1, 1])
+        scene.send(scene.item(Purse, "a", "add"), head=[number.to_bytes(1, "big") * 16, 1, 1, 1])
         scene.commit()
     assert len(windows_on_disk(scene, "a")) == 65
     assert b"comes back later" in windows_on_disk(scene, "a"), "who does not tell may retry for a day"

@@ -7,11 +7,18 @@ refusal, which says that nothing happened, waits for nothing.  Runs in the worke
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 from perdure import codec, protocol
 from perdure.converter import describe_error
-from perdure.errors import InvalidArgument, NotExecuted, PerdureError, StorageError, to_wire
+from perdure.errors import (
+    InvalidArgument,
+    MessageTooLarge,
+    NotExecuted,
+    PerdureError,
+    StorageError,
+    to_wire,
+)
 from perdure.remote_errors import dump_exception
 from perdure_worker.gates import Gate
 from perdure_worker.peers import Peer
@@ -19,12 +26,16 @@ from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.system_turns import SystemTurn
 
-__all__ = ["Answers"]
+__all__ = ["Answers", "ResultTooLarge"]
 
 log = logging.getLogger("perdure.worker")
 
 _STATE = ("registered", "args", "attributes")
 _SEQUENCE_BITS = (1 << 64) - 1
+
+
+class ResultTooLarge(MessageTooLarge):
+    """The result of a turn is over the limit, and all that the turn did was undone.  Travels as its base."""
 
 
 class Answers:
@@ -48,6 +59,12 @@ class Answers:
             # The header has room for 64 bits.  A sequence beyond them is nobody's, but must not stop others.
             peer.sequences.append(sequence & _SEQUENCE_BITS)
 
+    def reply_item(self, peer: Peer, sequence: int, reply: bytes) -> None:
+        """As `reply`, for one item of a stream."""
+        self.reply(peer, sequence, reply)
+        if peer.raw:
+            peer.sequences[-1] = ~peer.sequences[-1]
+
     def refuse(self, peer: Peer | SystemTurn, sequence: int, error: PerdureError) -> None:
         """The call did not run; its answer waits for nothing."""
         if isinstance(peer, SystemTurn):
@@ -70,9 +87,9 @@ class Answers:
         if isinstance(peer, SystemTurn):
             self._tell_system(resident, peer, error)
             return
-        if issubclass(type(error), StorageError) and resident.instance is None:
-            assert isinstance(error, StorageError)
-            reply = self.error_reply(sequence, error)
+        kind = type(error)  # isinstance would ask a user's __class__
+        if kind is ResultTooLarge or (issubclass(kind, StorageError) and resident.instance is None):
+            reply = self.error_reply(sequence, cast(PerdureError, error))
         else:
             raised = dump_exception(error, resident.label, with_traceback=self._tracebacks)
             try:

@@ -19,7 +19,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from sys import getrefcount
 from types import CoroutineType
-from typing import Any
+from typing import Any, cast
 
 from perdure import codec, protocol
 from perdure.codec import SCALARS
@@ -27,13 +27,16 @@ from perdure.converter import describe_error
 from perdure.errors import InvalidArgument, MessageTooLarge, PerdureError
 from perdure.methods import Method
 from perdure_worker import migrations
+from perdure_worker.answers import ResultTooLarge
 from perdure_worker.cell import Aborted
 from perdure_worker.clients import Request
 from perdure_worker.interleaving import run_beside
+from perdure_worker.marks import MARK
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
 from perdure_worker.retries import Retries
 from perdure_worker.settings import Collaborators, HostSettings
+from perdure_worker.streams import StreamEnd, Streams
 from perdure_worker.system_turns import SystemTurn
 from perdure_worker.threads import BlockingThreads
 from perdure_worker.turns import (
@@ -80,7 +83,10 @@ class Execution(Retries):
         self._spare = TurnTask(parts.loop)
         self._spare_references = 0
         """References to a spare that nobody kept and nobody touched."""
-        self._threads = BlockingThreads(parts.loop)
+        self._threads = BlockingThreads(parts.loop, parts.marks, settings.limits.blocking_threads_max)
+        self.marks = parts.marks
+        self._note, self._page = MARK.pack_into, parts.marks.page
+        self.streams = Streams(self)
 
     @abstractmethod
     def on_idle(self, resident: Resident) -> None:
@@ -115,6 +121,7 @@ class Execution(Retries):
         try:
             self._context.run(run, *args)
         finally:
+            self.marks.end()
             leave(self.loop, self._spare)
 
     def _replace_spare(self) -> TurnTask:
@@ -140,12 +147,13 @@ class Execution(Retries):
     ) -> None:
         """Runs a turn to its end or first suspension.  Within `in_turns`; never raises."""
         turn: Turn = (peer, sequence, method, deadline, chain, request)
+        self._note(self._page, 0, method.mark, resident.key)  # as Marks.begin, without the call
         try:
             arguments, keywords = method.bind(args, kwargs)
         except BaseException as error:  # users' constructors and validators run here
-            if not issubclass(type(error), PerdureError):
-                error = InvalidArgument(f"{method.title}: an argument raised {describe_error(error)}")
-            self.refuse(peer, sequence, error)
+            refusal = InvalidArgument(f"{method.title}: an argument raised {describe_error(error)}")
+            ours = issubclass(type(error), PerdureError)  # isinstance would ask a user's __class__
+            self.refuse(peer, sequence, cast(PerdureError, error) if ours else refusal)
             self.on_idle(resident)
             return
         self.turns += 1
@@ -153,8 +161,13 @@ class Execution(Retries):
             run_beside(self, resident, turn, method.function, (resident.instance, *arguments), keywords)
             return
         resident.turn = turn
-        body = partial(self._threads.run, method.function) if method.blocking else method.function
+        body = method.function if method.plain else self._body(resident, turn, method)
         self._step(resident, turn, body, (resident.instance, *arguments), keywords)
+
+    def _body(self, resident: Resident, turn: Turn, method: Method) -> Callable[..., Any]:
+        if method.is_generator:
+            return partial(self.streams.produce, resident, turn)
+        return partial(self._threads.run, method.function)
 
     def _step(
         self,
@@ -198,6 +211,7 @@ class Execution(Retries):
         self, resident: Resident, turn: Turn, coroutine: Any, context: Context, yielded: Any
     ) -> None:
         task = self._replace_spare()
+        task.marks, task.mark = self.marks, self.marks.current()
         task.turn = (resident, turn, self.loop.call_later(self.limits.turn_max_s, self._cut, task))
         if turn[TURN_METHOD] is not None:
             self.windows.suspended(resident, turn, turn[TURN_REQUEST])
@@ -208,6 +222,9 @@ class Execution(Retries):
     def _cut(self, task: TurnTask) -> None:
         # Again and again, should the method swallow the cancellation; it cannot end well any more.
         resident, turn, _ = task.turn
+        if self.streams and (left_s := self.streams.time_left(turn)) > 0:
+            task.turn = (resident, turn, self.loop.call_later(left_s, self._cut, task))
+            return
         log.warning(
             "a turn reached its limit and is cancelled",
             extra={"object": resident.label, "method": _title(turn)},
@@ -246,6 +263,9 @@ class Execution(Retries):
         try:
             kind = type(result)
             if kind is not method.result_exact:
+                if kind is StreamEnd:
+                    self.streams.finish(resident, turn, result)
+                    return
                 result = method.dump_result(result)
                 kind = type(result)
             if kind in _PLAIN:
@@ -253,7 +273,7 @@ class Execution(Retries):
             else:
                 reply = b"\x93" + self._pack(sequence) + b"\x00" + codec.encode(result)
             if len(reply) > self._message_bytes_max:
-                self._too_large(len(reply))
+                self.check_size(reply, turn)
             # As `_changes`, without the call (0.05 µs).
             changes = resident.changed_fields(self._pack, self._value_bytes_max)
             if changes is None and resident.storage is not None and resident.storage._dirty:
@@ -329,12 +349,19 @@ class Execution(Retries):
         self.on_idle(resident)
         work.ended(resident)
 
-    def _too_large(self, size: int) -> None:
-        raise MessageTooLarge(
-            f"the result has {size} bytes encoded; the limit is {self._message_bytes_max}",
-            size=size,
-            limit=self._message_bytes_max,
-        )
+    def check_size(self, reply: bytes, turn: Turn) -> None:
+        """Raises `MessageTooLarge` for what cannot travel."""
+        size, limit = len(reply), self._message_bytes_max
+        if size <= limit:
+            return
+        text = f"the result of {turn[TURN_METHOD].title} has {size} bytes encoded; the limit is {limit}"
+        progress = self.progress.get(id(turn))
+        if progress is not None and (progress.wrote or progress.calls):
+            # Then "nothing happened" would not be true.
+            raise MessageTooLarge(
+                f"{text}; what it did up to its last commit point stays", size=size, limit=limit
+            )
+        raise ResultTooLarge(f"{text}; what the method did was undone", size=size, limit=limit)
 
     def _fail(self, resident: Resident, turn: Turn, error: BaseException) -> None:
         # Never raises: whatever users' classes do on the way, the object is free again and answers leave.
@@ -403,6 +430,7 @@ class Execution(Retries):
 
     def _start(self, resident: Resident, turn: Turn) -> None:
         begin = resident.cls.begin
+        self.marks.begin(resident.cls.start_mark, resident.key)
         try:
             if migrations.load(self, resident, turn):
                 return

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import deque
 from itertools import islice
 from typing import Any
 
@@ -23,6 +22,7 @@ from perdure.errors import (
     DeadlineExceeded,
     DeadlockError,
     InvalidArgument,
+    Overloaded,
     PerdureError,
     ShardUnavailable,
     UnknownMethod,
@@ -31,16 +31,18 @@ from perdure.errors import (
 from perdure.ids import id_from_name, is_id_of, slot_of
 from perdure.methods import Method
 from perdure_storage.snapshot import close_abandoned
-from perdure_worker.clients import Client, Clients, Request, read_context
+from perdure_worker.clients import Client, Clients, Request, labels_of, read_context
+from perdure_worker.fairness import RoundRobin
+from perdure_worker.intake import PORTION, Intake, readable_items
 from perdure_worker.interleaving import can_start, goes_first, joins_its_caller
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
 from perdure_worker.peers import Peer
 from perdure_worker.registry import ObjectClass
+from perdure_worker.residence import Residence
 from perdure_worker.resident import Resident
 from perdure_worker.retries import named_request
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.system_turns import SystemTurn
-from perdure_worker.system_work import SystemWork
 from perdure_worker.worker_methods import call_worker
 
 __all__ = ["Host"]
@@ -53,24 +55,20 @@ _CONTEXT = protocol.Item._fields.index("context")
 _ITEM_ELEMENTS = len(protocol.Item._fields)
 _AVERAGED_BYTES_MAX = 64 * 1024
 """Up to this size of a message, each waiting call in it counts as the average of them."""
-_EVICTIONS_MAX = 2_048
-"""Idle objects that are looked at in one go, so that a loop never stands still for long."""
-_EVICTION_LOOKS_MAX = 32
-"""Least recently used objects that are looked at to make room for a new one."""
 
 
-class Host(SystemWork):
+class Host(Residence):
     """All objects of one worker."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
         super().__init__(settings, parts)
-        self.idle_evict_s = settings.idle_evict_s
-        self.live_objects_max = settings.live_objects_max
         self.malformed = 0
+        self.quarantine = parts.quarantine
         self._timeout_s = settings.limits.call_timeout_s
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
         self._clients = Clients()
-        self._runnable: deque[Resident] = deque()
+        self._intake = Intake(settings.limits, parts.clock)
+        self._runnable: RoundRobin[Resident] = RoundRobin()
         self._expiry = ExpiryWheel(parts.clock())
         self._unknown_fields: set[tuple[str, str]] = set()
 
@@ -100,12 +98,33 @@ class Host(SystemWork):
     def _on_items(
         self, peer: Peer, client: Client, items: list[Any], base: float, now: float, size: int | None
     ) -> None:
-        for item in islice(items, 1, None):
+        if len(items) <= PORTION and not self._intake:
+            self._look_at(peer, client, items, 1, base, now, size)
+        else:
+            self._intake.add(peer, client, items, base, size)
+            self._take_in(now)
+        if self._runnable:
+            self._run_waiting(self.clock())
+
+    def _take_in(self, now: float) -> None:
+        if self._intake.take(self._look_at, now):
+            self.want_turns()
+
+    def _look_at(
+        self,
+        peer: Peer,
+        client: Client,
+        items: list[Any],
+        start: int,
+        base: float,
+        now: float,
+        size: int | None,
+    ) -> None:
+        for item in islice(items, start, start + PORTION):
             try:
                 self._on_call(peer, client, item, base, now, size)
             except _MALFORMED:
                 self._on_malformed(peer, client, item, base, now, size)
-        self._run_waiting(now)
 
     def _on_call(
         self, peer: Peer, client: Client, item: Any, base: float, now: float, size: int | None
@@ -158,7 +177,7 @@ class Host(SystemWork):
         else:
             if size is None:
                 size = len(codec.encode(item))
-            self._wait(resident, Waiting(peer, item, deadline, now, size, request))
+            self._wait(resident, Waiting(peer, item, deadline, now, size, request, nested=bool(chain)))
 
     def _read_context(self, context: Any, request: Request, item: list[Any]) -> tuple[Any, Request]:
         """The chain, which takes the context's place in the item, and the request id."""
@@ -183,7 +202,7 @@ class Host(SystemWork):
             return self._unknown_method(resident.cls.namespace, method_name)
         if not chain:
             return self._stopping() if self.draining else None
-        labels = _labels(chain)
+        labels = labels_of(chain)
         for index, entry in enumerate(chain):
             # An object without a running turn waits for nothing: it did not await the call, and has ended.
             if (
@@ -225,8 +244,10 @@ class Host(SystemWork):
             raise ShardUnavailable("this worker does not own the object's slot; the slot map has changed")
         if self.draining and not chain:
             raise self._stopping()
+        if self.quarantine.suspects:
+            self.quarantine.check(key, Resident(cls, key, name).label)
         if chain:
-            _labels(chain)
+            labels_of(chain)
         return self._wake(cls, key, name, chain)
 
     def _wake(self, cls: ObjectClass, key: bytes, name: str | None, chain: Any) -> Resident:
@@ -254,17 +275,11 @@ class Host(SystemWork):
         return ShardUnavailable("this worker is stopping")
 
     def _readable_items(self, peer: Peer, body: bytes) -> list[Any]:
-        # One undecodable call (say of a newer client's type) is refused alone, the others run.
-        parts = codec.split_array(body)
-        items = [codec.decode(part) for part in parts[:1]]
-        for part in parts[1:]:
-            try:
-                items.append(codec.decode(part))
-            except InvalidArgument as error:
-                self.malformed += 1
-                sequence = _sequence_of(part)
-                if sequence is not None:
-                    self.refuse(peer, sequence, error)
+        items, unreadable = readable_items(body)
+        self.malformed += len(unreadable)
+        for sequence, error in unreadable:
+            if sequence is not None:
+                self.refuse(peer, sequence, error)
         return items
 
     def _on_malformed(
@@ -296,13 +311,16 @@ class Host(SystemWork):
         if mailbox is None:
             return
         try:
-            mailbox.push(waiting, self.limits, first=goes_first(resident, item[4], item[8]))
+            first = goes_first(resident, item[4], item[8])
+            displaced = mailbox.push(waiting, self.limits, first=first)
         except PerdureError as error:
             self.refuse(waiting.peer, item[0], error)
-        else:
-            self._expiry.add(mailbox, waiting)
-            if resident.inside is not None:
-                self._runnable.append(resident)
+            return
+        self._expiry.add(mailbox, waiting)
+        for call in displaced:
+            self._displace(mailbox, call)
+        if resident.inside is not None:
+            self._runnable.add(waiting.peer, resident)
 
     def _mailbox_for(self, resident: Resident, waiting: Waiting, item: list[Any]) -> Mailbox | None:
         """Where it waits; None when it has failed, because its object cannot start."""
@@ -317,13 +335,20 @@ class Host(SystemWork):
         if mailbox is None:
             mailbox = resident.mailbox = Mailbox()
             if resident.turn is None:
-                self._runnable.append(resident)
+                self._runnable.add(waiting.peer, resident)
         return mailbox
+
+    def _displace(self, mailbox: Mailbox, call: Waiting) -> None:
+        self._expiry.remove(call)
+        assert call.item is not None
+        text = "this client has most of the calls that wait at this object, and another one needed the room"
+        retry_after = mailbox.wait_s(self.clock(), self.limits)
+        self.refuse(call.peer, call.item[0], Overloaded(text, limit="mailbox_share", retry_after=retry_after))
 
     def on_idle(self, resident: Resident) -> None:
         """The object's turn has ended; its next waiting call starts soon."""
         if resident.mailbox is not None:
-            self._runnable.append(resident)
+            self._runnable.add(resident.mailbox.next_client, resident)
 
     def resident_of(self, key: bytes) -> Resident | None:
         """The object of this id, if it is in memory."""
@@ -343,11 +368,12 @@ class Host(SystemWork):
                 self.reply_failure(resident, waiting.peer, waiting.item[0], error)
 
     def _run_waiting(self, now: float) -> None:
-        """Starts waiting calls of idle objects, a bounded number at a time."""
+        """Starts waiting calls of idle objects, for a bounded number and time; the clients take turns."""
         budget = self.limits.start_batch_turns
+        until = now + self.limits.start_batch_s
         runnable = self._runnable
         while runnable and budget and not self.paused:
-            resident = runnable.popleft()
+            _, resident = runnable.take()
             mailbox = resident.mailbox
             if mailbox is None or resident.instance is None:
                 continue
@@ -359,6 +385,8 @@ class Host(SystemWork):
             if waiting is None or waiting.item is None:
                 continue
             budget -= 1
+            if budget % PORTION == 0 and (now := self.clock()) >= until:
+                budget = 0  # after this one
             if isinstance(waiting.peer, SystemTurn):
                 resident.used = now
                 self.live.move_to_end(resident.key)
@@ -387,7 +415,11 @@ class Host(SystemWork):
 
     def run_waiting(self) -> None:
         """Goes on with waiting calls, after `want_turns`."""
-        self.in_turns(self._run_waiting, self.clock())
+        self.in_turns(self._go_on)
+
+    def _go_on(self) -> None:
+        self._take_in(self.clock())
+        self._run_waiting(self.clock())
 
     # --- time
 
@@ -404,49 +436,12 @@ class Host(SystemWork):
             if resident is not None and resident.inside is not None:  # interleaved calls waited behind it
                 self.on_idle(resident)
                 self.want_turns()
+        if self.streams:
+            self.streams.tick()
         self.windows.forget_unused(now)
-
-    def evict_idle(self) -> int:
-        """Drops objects without events for `idle_evict_s`, a bounded number at a time; how many went."""
-        before = self.clock() - self.idle_evict_s
-        gone = 0
-        for resident in self._oldest(before):
-            if self._leaves_memory(resident):
-                gone += 1
-            else:
-                self.touch(resident)  # in use; so that many of them do not hide the idle ones behind them
-        return gone
-
-    def _oldest(self, before: float) -> list[Resident]:
-        residents: list[Resident] = []
-        for resident in self.live.values():
-            if resident.used > before or len(residents) >= _EVICTIONS_MAX:
-                break
-            residents.append(resident)
-        return residents
-
-    def _evict_least_recently_used(self) -> None:
-        # The busy ones are passed over; when many are busy the cap gives way, never an object in use.
-        for _ in range(min(len(self.live), _EVICTION_LOOKS_MAX)):
-            resident = next(iter(self.live.values()))
-            if not self._leaves_memory(resident):
-                self.touch(resident)
-            elif len(self.live) < self.live_objects_max:
-                return
-
-    def _leaves_memory(self, resident: Resident) -> bool:
-        """Drops the object if nothing of it is open; whether it went."""
-        if (
-            resident.turn is not None
-            or resident.mailbox is not None
-            or resident.calls
-            or resident.ticket > self.durable
-            or (resident.instance is not None and self.save_strays(resident))
-        ):
-            return False
-        self.windows.leave(resident)
-        del self.live[resident.key]
-        return True
+        for row in self.quarantine.behaved(self.live, now) if self.quarantine.suspects else ():
+            self.committer.delete(row)
+            self.want_flush()
 
     # --- stopping
 
@@ -455,6 +450,9 @@ class Host(SystemWork):
         self.draining = True
         self.timetable.stop()
         self.sends.stop()
+        while self._intake:
+            self.in_turns(self._take_in, self.clock())
+        self.streams.drain()
         for resident in self.live.values():
             if resident.turn is None and resident.instance is not None:
                 self.save_strays(resident)
@@ -479,6 +477,7 @@ class Host(SystemWork):
         return {
             "live": len(self.live),
             "turns": self.turns,
+            "streams": len(self.streams),
             "malformed": self.malformed,
             "peers": len(self.peers),
             "waiting_outputs": len(self.gate),
@@ -486,13 +485,16 @@ class Host(SystemWork):
             "commits": self.committer.durable,
             "commit_sequence": self.committer.sequence,
             **self.timetable.stats(),
-            **self.sends.stats(),
+            **self.marks.figures,
+            **self.quarantine.figures(),
         }
 
     @property
     def busy(self) -> int:
-        """Objects with a running turn or waiting calls."""
-        return sum(r.turn is not None or r.mailbox is not None for r in self.live.values())
+        """Objects with a running turn or waiting calls, and messages that were not looked at yet."""
+        return self._intake.unread + sum(
+            r.turn is not None or r.mailbox is not None for r in self.live.values()
+        )
 
     def unknown_field(self, namespace: str, field: str) -> None:
         """A stored field that the class no longer has: kept, and said once per class and field."""
@@ -502,19 +504,3 @@ class Host(SystemWork):
                 "a stored field is not declared by the class any more; its value is kept",
                 extra={"namespace": namespace, "field": field},
             )
-
-
-def _labels(chain: Any) -> list[str]:
-    """The objects of a chain as text; `TypeError` for what is no chain."""
-    if type(chain) is not list or not all(type(entry) is list and len(entry) in (2, 3) for entry in chain):
-        raise TypeError("a chain is a list of [id, label] and [id, label, number of the turn]")
-    return [str(entry[1]) for entry in chain]
-
-
-def _sequence_of(item: bytes) -> int | None:
-    """The sequence of an encoded call that cannot be decoded as a whole."""
-    try:
-        sequence = codec.decode(codec.split_array(item)[0])
-    except (InvalidArgument, IndexError):
-        return None
-    return sequence if type(sequence) is int else None

@@ -6,6 +6,7 @@ our packages have names of their own, so a user's `worker.py`, `router.py` or `s
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -17,7 +18,7 @@ from perdure.errors import PerdureError
 from perdure.object import DurableObject
 from perdure_worker.registry import ObjectClass, register
 
-__all__ = ["ApplicationError", "load_application"]
+__all__ = ["ApplicationError", "is_first_to_say", "load_application"]
 
 _FILE_MODULE_PREFIX = "perdure_app_"
 
@@ -46,6 +47,19 @@ def load_application(app: str) -> dict[str, ObjectClass]:
         return register(dict.fromkeys(classes))
     except TypeError as error:
         raise ApplicationError(f"{app}: {error}") from error
+
+
+def is_first_to_say(text: str, door: str) -> bool:
+    """Whether no other worker of this run has said it: all load one application and meet one error.
+
+    Any of them may be the first to end, and the supervisor then ends the others.
+    """
+    digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
+    try:  # a mark among the sockets of this run, which goes with them
+        Path(door.removeprefix("ipc://")).with_name(f"said.{digest}").touch(0o600, exist_ok=False)
+    except OSError as error:
+        return not isinstance(error, FileExistsError)
+    return True
 
 
 def _load_file(path: Path) -> ModuleType:

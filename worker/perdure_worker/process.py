@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import hashlib
 import logging
 import os
 import random
@@ -43,8 +42,9 @@ from perdure_storage.errors import DamagedRecord, NewerFormat, ShardDamaged, Sha
 from perdure_storage.memory import MemoryEngine
 from perdure_storage.shard import open_shard
 from perdure_worker.config import WorkerConfig
+from perdure_worker.guard import Guard
 from perdure_worker.host import Host
-from perdure_worker.loader import ApplicationError, load_application
+from perdure_worker.loader import ApplicationError, is_first_to_say, load_application
 from perdure_worker.peers import Peer, Peers
 from perdure_worker.registry import ObjectClass
 from perdure_worker.settings import Collaborators, HostSettings
@@ -85,8 +85,10 @@ class Worker:
         classes: dict[str, ObjectClass],
         engine: Engine,
         loop: asyncio.AbstractEventLoop,
+        guard: Guard,
     ) -> None:
         self._config = config
+        self._guard = guard
         self._loop = loop
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._flush_wanted = False
@@ -116,6 +118,7 @@ class Worker:
             want_flush=self._flush_caller_soon,
             want_map=_nothing,
         )
+        self._caller.streams.call_soon = loop.call_soon_threadsafe
         self._committer = committer
         settings = HostSettings(
             slots=range(*config.slots),
@@ -134,6 +137,8 @@ class Worker:
             clock=time.monotonic,
             want_flush=self._want_flush,
             want_turns=self._want_turns,
+            marks=guard.marks,
+            quarantine=guard.quarantine,
         )
         self._host = Host(settings, parts)
         self._links = DoorLinks(
@@ -152,6 +157,7 @@ class Worker:
         """Serves until it is told to stop, and stops in order."""
         stop = asyncio.Event()
         self._loop.add_signal_handler(signal.SIGTERM, stop.set)
+        self._guard.watch(self._host, self._loop)
         self._tick()
         self._follow()
         self._ready()
@@ -223,6 +229,7 @@ class Worker:
         self._door.close(_LAST_WORDS_MS)
         self._control.close(_LAST_WORDS_MS)
         self._host.close()
+        self._guard.close()
         self._context.term()
 
     # --- messages at the door
@@ -260,6 +267,9 @@ class Worker:
                 self._send_refusal(identity, origin, ShardUnavailable("this worker is stopping"), body)
             else:
                 self._host.on_calls(self._peers.get(identity, origin), body, head.stamp)
+        elif head.kind == protocol.STREAM:
+            if head.number == self._config.epoch:
+                self._host.streams.on_message(identity, origin, body)
         elif head.kind == protocol.CALL:
             call = protocol.read_call_header(header)
             peer = self._peers.get(identity, origin, raw=True)
@@ -369,13 +379,17 @@ class Worker:
             return self._links.send(worker, epoch, header, body)
         if epoch != self._config.epoch:
             return False
-        self._loop.call_soon(self._on_home_call, body, protocol.read_header(header).stamp)
+        self._loop.call_soon(self._on_home_message, protocol.read_header(header), body)
         return True
 
-    def _on_home_call(self, body: bytes, stamp: int) -> None:
-        if not self._closed:
-            self._host.on_calls(self._home, body, stamp)
-            self._flush()
+    def _on_home_message(self, head: protocol.Header, body: bytes) -> None:
+        if self._closed:
+            return
+        if head.kind == protocol.STREAM:
+            self._host.streams.on_message(self._home.identity, self._home.origin, body)
+        else:
+            self._host.on_calls(self._home, body, head.stamp)
+        self._flush()
 
     def _on_link_message(self, worker: int, epoch: int, head: protocol.Header, body: bytes) -> None:
         if head.kind == protocol.REPLIES:
@@ -456,40 +470,30 @@ def main(argument: str) -> WorkerExit:
     try:
         classes = load_application(config.app)
     except ApplicationError as error:
-        level = logging.ERROR if _is_first_to_say(str(error), config) else logging.DEBUG
+        level = logging.ERROR if is_first_to_say(str(error), config.door) else logging.DEBUG
         log.log(level, "the application cannot be loaded: %s", error)
         return WorkerExit.APP_NOT_LOADED
     try:
         shard = Path(config.shard)
         engine = MemoryEngine() if config.engine == "memory" else open_shard(shard, epoch=config.epoch)
+        guard = Guard(config, engine, _LIMITS)
     except Exception as error:
         log.critical("the store cannot be opened: %s", error, extra={"shard": config.shard})
         return next((code for kind, code in _EXITS if isinstance(error, kind)), WorkerExit.STORE_UNAVAILABLE)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     gc.set_threshold(*_GC_THRESHOLDS)
     gc.freeze()
-    return uvloop.run(_serve(config, classes, engine))
-
-
-def _is_first_to_say(text: str, config: WorkerConfig) -> bool:
-    """Whether no other worker of this run has said it: all load one application and meet one error.
-
-    Any of them may be the first to end, and the supervisor then ends the others.
-    """
-    digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
-    try:  # a mark among the sockets of this run, which goes with them
-        Path(config.door.removeprefix("ipc://")).with_name(f"said.{digest}").touch(0o600, exist_ok=False)
-    except OSError as error:
-        return not isinstance(error, FileExistsError)
-    return True
+    return uvloop.run(_serve(config, classes, engine, guard))
 
 
 def _nothing() -> None:
     """The supervisor sends maps by itself, and the loop flushes at the end of each tick."""
 
 
-async def _serve(config: WorkerConfig, classes: dict[str, ObjectClass], engine: Engine) -> WorkerExit:
-    code = await Worker(config, classes, engine, asyncio.get_running_loop()).run()
+async def _serve(
+    config: WorkerConfig, classes: dict[str, ObjectClass], engine: Engine, guard: Guard
+) -> WorkerExit:
+    code = await Worker(config, classes, engine, asyncio.get_running_loop(), guard).run()
     if code is WorkerExit.TURNS_CUT:
         # All is stored and closed.  A thread that works on, or a method that catches its cancellation,
         # must not hold up the end of the process.

@@ -15,6 +15,7 @@ from perdure.fields import DurableField, collect_fields
 from perdure.methods import Method, callable_methods, marks_of
 from perdure.object import DurableObject, namespace_of
 from perdure_storage import keys
+from perdure_worker import marks
 
 __all__ = ["ObjectClass", "register"]
 
@@ -32,6 +33,7 @@ class ObjectClass:
         "migrate",
         "namespace",
         "row_heads",
+        "start_mark",
         "version",
     )
 
@@ -44,6 +46,7 @@ class ObjectClass:
         """The tail of each field's key on disk, parallel to `fields`."""
         self.row_heads: list[bytes] = []
         """By slot, how the keys of all rows of an object of this class begin, up to its id; see `place`."""
+        self.start_mark = marks.describe(self.namespace, "on_start")
         self.begin = _beginning(cls)
         """What runs before the first turn of an incarnation; None where there is nothing of the user's."""
         self.version = _version(cls)
@@ -52,10 +55,11 @@ class ObjectClass:
         self.alarm = _handler(cls, "alarm", "alarm")
         """What runs when an alarm is due, and whether in a thread; None where the class has no handler."""
         for method in self.methods.values():
-            if method.is_generator:
+            method.mark = marks.describe(self.namespace, method.name)
+            if method.interleaved and method.is_generator:
                 raise TypeError(
-                    f"{cls.__qualname__}.{method.name} is an async generator; "
-                    "streaming methods are not supported by this version"
+                    f"{cls.__qualname__}.{method.name} is an @interleaved async generator; "
+                    "a stream is one serial turn of its object: leave out @interleaved"
                 )
 
     def place(self, slot_count: int) -> None:

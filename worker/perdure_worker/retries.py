@@ -26,9 +26,12 @@ __all__ = ["Retries", "named_request"]
 _DIGEST_BYTES = 8
 _ERRORS: dict[Any, PerdureError] = {
     TOO_OLD: OutcomeUnknown(
-        "this request id is too old: its call may have taken effect, and its reply is not kept any more"
+        "this request id is too old: its call may have taken effect, and its reply is not kept any more",
+        reason="too_old",
     ),
-    TOO_LARGE: OutcomeUnknown("the call took effect, but its reply was too large to be kept"),
+    TOO_LARGE: OutcomeUnknown(
+        "the call took effect, but its reply was too large to be kept", reason="answered"
+    ),
     OTHER_CALL: InvalidArgument("this request id was used for another method or other arguments before"),
 }
 

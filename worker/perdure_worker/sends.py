@@ -11,7 +11,6 @@ Runs in the worker's event loop; `plan` also in the thread of a `@blocking` meth
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -82,6 +81,12 @@ class _Sender:
         at_ms = due_at_ms(self._delay, self._at, self._sends.now_us())
         self._sends.plan(self._resident, target, method, args, kwargs, at_ms if at_ms > now_ms else 0)
 
+    def start_stream(
+        self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None, spec: Method | None
+    ) -> NoReturn:
+        """A stream has a reader, and a message has none."""
+        raise InvalidArgument(f"{target.namespace}.{method}() streams, so it cannot be sent to: call it")
+
     def refuse(self, error: PerdureError) -> NoReturn:
         """The arguments cannot travel."""
         raise error
@@ -98,10 +103,10 @@ class Sends:
         self.now_ms = host.timetable.now_ms
         self.now_us = host.timetable.now_us
         self._delivery = Delivery(host, parts.caller, self._on_ended)
-        self.outbox = Outbox(self._delivery, host.limits, parts.clock, parts.random_source)
+        self.outbox = Outbox(self._delivery, host.limits, parts.clock, parts.randomness)
         self._reserved = unseal_number(SENDS_KEY, host.engine.get(SENDS_KEY)) or 0
         self._last = self._reserved
-        host.timetable.serve(keys.OUTBOX, self._on_due, _has_room)
+        host.timetable.serve(keys.OUTBOX, self._on_due, lambda: True, self.stats)
 
     # --- in a turn
 
@@ -286,13 +291,9 @@ class Sends:
         self._delivery.stopped = True
         self.outbox.stop()
 
-    def stats(self) -> Mapping[str, int]:
+    def stats(self) -> dict[str, int]:
         """Figures of the worker's outbox."""
         return self.outbox.stats(self.now_ms())
-
-
-def _has_room() -> bool:
-    return True  # the outbox bounds what it holds itself, and finds the rest again
 
 
 def due_at_ms(delay: Any, at: Any, now_us: int) -> int:

@@ -108,6 +108,9 @@ class TurnTask(asyncio.Future[Any]):
         """
         self.turn: Any = None
         """What the host keeps with a suspended turn."""
+        self.marks: Any = None
+        self.mark = b""
+        """What is marked while a step of the turn runs, and where (`Marks`)."""
 
     # --- what asyncio, anyio and users expect of a task
 
@@ -225,6 +228,8 @@ class TurnTask(asyncio.Future[Any]):
         self._fut_waiter = None
         yielded = result = failure = None
         ended = True
+        if self.marks is not None:
+            self.marks.resume(self.mark)
         _enter_task(self._loop, self)  # type: ignore[arg-type]
         try:
             # Callbacks run inside the turn's context already (see add_done_callback above).
@@ -237,6 +242,8 @@ class TurnTask(asyncio.Future[Any]):
         finally:
             _leave_task(self._loop, self)  # type: ignore[arg-type]
         if not ended:
+            if self.marks is not None:
+                self.marks.end()
             self._park(yielded)
             if self.spans is not None:
                 self.spans.end(self)

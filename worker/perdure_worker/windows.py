@@ -28,6 +28,7 @@ from perdure_storage import keys
 from perdure_storage.engine import Engine
 from perdure_storage.records import seal, unseal
 from perdure_worker.clients import Client, Request
+from perdure_worker.messages import CLIENT_MARK
 from perdure_worker.turns import TURN_REQUEST, Turn
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ _COLLECT_ROWS = 8
 """One in four new windows looks at eight others of its object: enough, since each makes one row."""
 _KEPT_WHOLE_BYTES = 64
 """Replies up to this size are never replaced by a note that there was one."""
-_TELLS_ENDS, _MAY_COME_BACK = b"\x00", b"\x01"
+_TELLS_ENDS, _MAY_COME_BACK, _OF_SENDS = b"\x00", b"\x01", b"\x02"
 _TIME = slice(1, 9)
 _DIGEST = 4  # position in a request
 
@@ -133,7 +134,10 @@ class Window:
 
     def payload(self, touched_ms: bytes, pack: Callable[[Any], bytes]) -> bytes:
         """The row's content."""
-        kind = _TELLS_ENDS if self.floor > 0 else _MAY_COME_BACK
+        if self.client.endswith(CLIENT_MARK):
+            kind = _OF_SENDS
+        else:
+            kind = _TELLS_ENDS if self.floor > 0 else _MAY_COME_BACK
         if self.older is None and type(self.key) is int:
             body = [self.dropped, self.floor, self.key, b"", self.reply]
         else:
@@ -219,6 +223,7 @@ class ReplyWindows:
         self._ttl_ms = {
             _TELLS_ENDS: int(limits.reply_ttl_s * 1000),
             _MAY_COME_BACK: int(limits.reply_named_ttl_s * 1000),
+            _OF_SENDS: int(limits.reply_send_ttl_s * 1000),
         }
         self._dirty: list[Window] = []
         """With records in the open group."""

@@ -63,7 +63,7 @@ class Writes(Answers, ABC):
         self.sends = Sends(self, parts)
         self._alarm_rules = AlarmRules(
             self.timetable.now_us,
-            parts.random_source.randbytes,
+            parts.randomness.randbytes,
             settings.limits.alarms_max,
             settings.limits.name_bytes_max,
         )
