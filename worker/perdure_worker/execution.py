@@ -19,10 +19,11 @@ from contextvars import Context, copy_context
 from functools import partial
 from sys import getrefcount
 from types import CoroutineType
-from typing import Any
+from typing import Any, cast
 
 from perdure import codec, protocol
 from perdure.codec import SCALARS
+from perdure.converter import describe_error
 from perdure.errors import InvalidArgument, MessageTooLarge, PerdureError
 from perdure.methods import Method
 from perdure_worker import migrations
@@ -150,9 +151,9 @@ class Execution(Retries):
         try:
             arguments, keywords = method.bind(args, kwargs)
         except BaseException as error:  # users' constructors and validators run here
-            if not isinstance(error, PerdureError):
-                error = InvalidArgument(f"{method.title}: an argument raised {type(error).__name__}")
-            self.refuse(peer, sequence, error)
+            refusal = InvalidArgument(f"{method.title}: an argument raised {describe_error(error)}")
+            ours = issubclass(type(error), PerdureError)  # isinstance would ask a user's __class__
+            self.refuse(peer, sequence, cast(PerdureError, error) if ours else refusal)
             self.on_idle(resident)
             return
         self.turns += 1
@@ -242,14 +243,16 @@ class Execution(Retries):
         if turn[TURN_METHOD] is not None:
             self.windows.ended(resident, turn[TURN_REQUEST])
         self.touch(resident)
-        if failure is None:
-            self.in_turns(self._finish, resident, turn, result)
-        else:
-            self.in_turns(self._fail, resident, turn, failure)
-        if resident.inside is not None:
-            resident.inside.leave(turn)
-        self.run_waiting()
-        self.want_flush()
+        try:
+            if failure is None:
+                self.in_turns(self._finish, resident, turn, result)
+            else:
+                self.in_turns(self._fail, resident, turn, failure)
+        finally:
+            if resident.inside is not None:
+                resident.inside.leave(turn)
+            self.run_waiting()
+            self.want_flush()
 
     def _finish(self, resident: Resident, turn: Turn, result: Any) -> None:
         peer, sequence, method, _, _, _ = turn
@@ -361,15 +364,16 @@ class Execution(Retries):
         raise ResultTooLarge(f"{text}; what the method did was undone", size=size, limit=limit)
 
     def _fail(self, resident: Resident, turn: Turn, error: BaseException) -> None:
+        # Never raises: whatever users' classes do on the way, the object is free again and answers leave.
         progress = self.progress.pop(id(turn), None)
         if resident.doomed is not None:
             error, resident.doomed = resident.doomed, None
-        over = isinstance(error, Aborted)
+        over = type(error) is Aborted  # isinstance would ask a user's __class__
+        stuck: BaseException | None = None
         try:
             self.discard(resident)
-        except BaseException:  # a user's class refuses the value that it saved itself
-            log.exception("an object's fields cannot be put back", extra={"object": resident.label})
-            over = True
+        except BaseException as raised:  # a user's class refuses the value that it saved itself
+            stuck, over = raised, True
         peer = turn[TURN_PEER]
         if peer is None:
             self._start_failed(resident, migrations.explain(resident, turn, error))
@@ -383,6 +387,9 @@ class Execution(Retries):
             self.end_incarnation(resident, error)
         else:
             self.on_idle(resident)
+        if stuck is not None:
+            told = {"object": resident.label, "error": describe_error(stuck)}
+            log.error("an object's fields cannot be put back", extra=told)
 
     # --- the life of an incarnation
 
@@ -459,8 +466,9 @@ class Execution(Retries):
         resident.retry_at = self.clock() + min(pause, self.limits.start_backoff_max_s)
         resident.start_error = error
         resident.turn = None
-        log.warning("an object could not start", extra={"object": resident.label, "error": repr(error)[:500]})
         self.end_incarnation(resident, error)
+        told = {"object": resident.label, "error": describe_error(error)}
+        log.warning("an object could not start", extra=told)
 
     def end_incarnation(self, resident: Resident, error: BaseException) -> None:
         """Drops the instance; every waiting call of the object gets this error."""

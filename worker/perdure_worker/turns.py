@@ -222,7 +222,7 @@ class TurnTask(asyncio.Future[Any]):
         if self.spans is not None and not self.spans.begin(self, error):
             return
         if self._must_cancel:
-            if not isinstance(error, asyncio.CancelledError):
+            if not issubclass(type(error), asyncio.CancelledError):  # isinstance asks a user's __class__
                 error = asyncio.CancelledError(*([] if self._cancel_text is None else [self._cancel_text]))
             self._must_cancel = False
         self._fut_waiter = None

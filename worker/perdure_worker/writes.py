@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from perdure import codec
+from perdure.converter import describe_error
 from perdure.errors import StorageError
 from perdure.ids import slot_of
 from perdure_storage import keys
@@ -194,7 +195,7 @@ class Writes(Answers, ABC):
         except BaseException as error:
             log.error(
                 "a durable field was changed outside of a turn, to a value that cannot be saved",
-                extra={"object": resident.label, "error": repr(error)[:500]},
+                extra={"object": resident.label, "error": describe_error(error)},
             )
             return False
         if changes is None:
