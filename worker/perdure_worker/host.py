@@ -30,7 +30,7 @@ from perdure.errors import (
 )
 from perdure.ids import id_from_name, is_id_of, slot_of
 from perdure.methods import Method
-from perdure_worker.clients import Client, Clients, Request, read_context
+from perdure_worker.clients import Client, Request, read_context
 from perdure_worker.execution import Execution
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
 from perdure_worker.peers import Peer
@@ -70,7 +70,6 @@ class Host(Execution):
         self.malformed = 0
         self._timeout_s = settings.limits.call_timeout_s
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
-        self._clients = Clients()
         self._runnable: deque[Resident] = deque()
         self._expiry = ExpiryWheel(parts.clock())
         self._unknown_fields: set[tuple[str, str]] = set()
@@ -86,7 +85,7 @@ class Host(Execution):
         if type(items) is not list or not items or len(items) > self.limits.batch_calls_max:
             raise InvalidArgument("a batch is a list: the client, then at most 4,095 calls")
         try:
-            client, overtaken = self._clients.on_batch(items[0])
+            client, overtaken = self.clients.on_batch(items[0])
         except TypeError as error:
             raise InvalidArgument(f"a batch begins with its client: {error}") from None
         if overtaken:
@@ -288,10 +287,12 @@ class Host(Execution):
         assert item is not None
         if resident.instance is None and resident.turn is None:
             # Its start failed, or it aborted itself.
-            if resident.start_error is None or waiting.arrived > resident.retry_at:
+            trouble = resident.trouble
+            if trouble is None or trouble.error is None or waiting.arrived > trouble.retry_at:
                 self.begin_start(resident, item[8])
-            if resident.start_error is not None:
-                self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
+                trouble = resident.trouble
+            if trouble is not None and trouble.error is not None:
+                self.reply_failure(resident, waiting.peer, item[0], trouble.error)
                 return
         mailbox = resident.mailbox
         if mailbox is None:
