@@ -82,7 +82,7 @@ class Limits:
     oldest are dropped, and retries of what is older are refused."""
     reply_window_bytes_max: int = 256 * KIB
     """Bytes of those replies, which each commit of the object writes again; larger ones are not kept."""
-    reply_windows_max: int = 16_384
+    reply_windows_max: int = 6_000
     """Clients' windows in a worker's memory that nothing needs: the others are read again when needed."""
     clients_known_max: int = 10_000
     """Clients that a worker knows the open calls of; a forgotten one tells them again with its next call."""

@@ -37,6 +37,18 @@ class Encoded(bytes):
     __slots__ = ()
 
 
+class StartTrouble:
+    """What is remembered of failed starts of an object, until one succeeds."""
+
+    __slots__ = ("error", "failures", "retry_at")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.retry_at = 0.0
+        self.error: BaseException | None = None
+        """Of the last start; None while another one runs."""
+
+
 class Resident:
     """A live object.  Only the host changes it."""
 
@@ -44,7 +56,6 @@ class Resident:
         "calls",
         "cls",
         "doomed",
-        "failures",
         "inside",
         "instance",
         "key",
@@ -52,12 +63,11 @@ class Resident:
         "misnamed",
         "name",
         "named",
-        "retry_at",
         "saved",
         "sends",
-        "start_error",
         "storage",
         "ticket",
+        "trouble",
         "turn",
         "undo",
         "used",
@@ -100,9 +110,8 @@ class Resident:
         """When its last turn started, in seconds of the worker's clock."""
         self.window: Window | None = None
         """Recorded replies of the client that called last; the others' are found through it."""
-        self.failures = 0
-        self.retry_at = 0.0
-        self.start_error: BaseException | None = None
+        self.trouble: StartTrouble | None = None
+        """Of an object whose start has failed lately."""
 
     @property
     def id(self) -> ObjectId:
