@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from perdure_worker.interleaving import Inside
     from perdure_worker.mailbox import Mailbox
     from perdure_worker.registry import ObjectClass
-    from perdure_worker.sends import Plans
     from perdure_worker.turn_storage import TurnStorage
     from perdure_worker.windows import Window
 
@@ -64,12 +63,10 @@ class Resident:
         "name",
         "named",
         "saved",
-        "sends",
         "storage",
         "ticket",
         "trouble",
         "turn",
-        "undo",
         "used",
         "version",
         "window",
@@ -102,10 +99,6 @@ class Resident:
         self.misnamed = False
         """Whether it is stored under its id alone, because its first caller did not know the name."""
         self.storage: TurnStorage | None = None
-        self.sends: Plans | None = None
-        """None until it sends something."""
-        self.undo: list[Any] | None = None
-        """`saved` as it was before this turn's delete_all; None when there was none."""
         self.used = 0.0
         """When its last turn started, in seconds of the worker's clock."""
         self.window: Window | None = None
