@@ -91,8 +91,7 @@ class Worker:
         self._guard = guard
         self._loop = loop
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._flush_wanted = False
-        self._turns_wanted = False
+        self._flush_wanted = self._turns_wanted = False
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._backlog: dict[bytes, deque[tuple[bytes, bytes]]] = {}
         self._backlog_bytes: dict[bytes, int] = {}
@@ -148,7 +147,8 @@ class Worker:
             on_death=self._caller.on_death,
             on_drained=_nothing,
         )
-        self._door = Channel(loop, open_router(self._context, [config.door]), self._on_door, self._flush)
+        door = open_router(self._context, [config.door])
+        self._door = Channel(loop, door, self._on_door, self._flush, lambda: self._host.has_room)
         self._control = Channel(loop, open_dealer(self._context, config.control), self._on_control)
 
     # --- the story of a worker
@@ -312,6 +312,7 @@ class Worker:
     def _flush(self) -> None:
         """End of a tick: commits start, then replies leave, one message per peer."""
         self._flush_wanted = False
+        self._host.pace.end()
         if self._closed:
             return
         self._committer.flush()
@@ -362,7 +363,7 @@ class Worker:
     def _run_turns(self) -> None:
         self._turns_wanted = False
         if not self._closed:
-            self._host.run_waiting()
+            self._host.go_on()
             self._flush()
 
     # --- calls of this worker's objects to others
