@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ class Rounds:
     def longest(self) -> float:
         self._going = False
         times = [*self.times, self._loop.now]
-        return max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        return max(later - earlier for earlier, later in itertools.pairwise(times))
 
 
 @pytest.fixture
@@ -176,7 +177,6 @@ def test_the_loop_comes_round_and_a_neighbour_is_answered_whatever_there_is_to_d
     scene.advance(1.01)
     scene.settle()
     scene.commit()
-    print("LONGEST", load.__name__, rounds.longest)
     assert rounds.longest < ROUND_S
     answered = [reply[2] for reply in scene.replies_to(NEIGHBOUR)]
     assert len(answered) == 2
@@ -228,13 +228,9 @@ def test_a_call_that_fails_in_the_worker_itself_takes_no_other_with_it(
         assert all(call.answered for call in others)
 
 
-@pytest.fixture
-def wanted() -> Iterator[list[int]]:
-    yield []
-
-
-def test_a_slice_begins_with_the_first_turn_and_ends_with_the_iteration(wanted: list[int]) -> None:
+def test_a_slice_begins_with_the_first_turn_and_ends_with_the_iteration() -> None:
     now = [100.0]
+    wanted: list[int] = []
     pace = Pace(0.02, lambda: now[0], lambda: wanted.append(1))
     assert not pace.is_over()
     now[0] += 0.01

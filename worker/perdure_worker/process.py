@@ -62,8 +62,7 @@ _EXITS = (
 """What each error of opening the store means; any other may pass, and the data is left as it is."""
 
 _LIMITS = Limits()
-_TICK_S = 0.05
-_FOLLOW_S = 1.0
+_TICK_S, _FOLLOW_S = 0.05, 1.0
 _SEND_AGAIN_S = 0.005
 _DRAIN_LOOK_S = 0.01
 _GOODBYE_LOOK_S, _GOODBYE_AGAIN_S = 0.002, 0.05
@@ -101,8 +100,7 @@ class Worker:
         self._closed = False
         self._counts = {"refused_messages": 0, "dropped_replies": 0}
         self._peers = Peers(config.index, config.epoch)
-        self._home = Peer(b"", None, raw=False)
-        """This worker as a caller of its own objects."""
+        self._home = Peer(b"", None, raw=False)  # this worker as a caller of its own objects
         committer = Committer(
             engine,
             notify=loop.call_soon_threadsafe,
@@ -191,9 +189,8 @@ class Worker:
                 told = told or self._tell("quiet")
             await asyncio.sleep(_DRAIN_LOOK_S)
         self._closing = True
-        groups = self._committer
-        last = groups.group if groups.dirty else groups.group - 1
-        while groups.durable < last:
+        last = self._host.last_group()
+        while self._committer.durable < last:
             self._flush()
             await asyncio.sleep(_GOODBYE_LOOK_S)
 
