@@ -32,6 +32,7 @@ from perdure_worker.cell import Aborted
 from perdure_worker.clients import Request
 from perdure_worker.interleaving import run_beside
 from perdure_worker.marks import MARK
+from perdure_worker.pace import Pace
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident, StartTrouble
 from perdure_worker.retries import Retries
@@ -41,6 +42,7 @@ from perdure_worker.system_turns import SystemTurn
 from perdure_worker.threads import BlockingThreads
 from perdure_worker.turns import (
     CURRENT,
+    TURN_DEADLINE,
     TURN_METHOD,
     TURN_PEER,
     TURN_REQUEST,
@@ -83,6 +85,7 @@ class Execution(Retries):
         self._spare = TurnTask(parts.loop)
         self._spare_references = 0
         """References to a spare that nobody kept and nobody touched."""
+        self.pace = Pace(settings.limits.start_batch_s, parts.clock, parts.want_turns)
         self._threads = BlockingThreads(parts.loop, parts.marks, settings.limits.blocking_threads_max)
         self.marks = parts.marks
         self._note, self._page = MARK.pack_into, parts.marks.page
@@ -211,7 +214,7 @@ class Execution(Retries):
         self, resident: Resident, turn: Turn, coroutine: Any, context: Context, yielded: Any
     ) -> None:
         task = self._replace_spare()
-        task.marks, task.mark = self.marks, self.marks.current()
+        task.marks, task.mark, task.pace = self.marks, self.marks.current(), self.pace
         task.turn = (resident, turn, self.loop.call_later(self.limits.turn_max_s, self._cut, task))
         if turn[TURN_METHOD] is not None:
             self.windows.suspended(resident, turn, turn[TURN_REQUEST])
@@ -222,7 +225,10 @@ class Execution(Retries):
     def _cut(self, task: TurnTask) -> None:
         # Again and again, should the method swallow the cancellation; it cannot end well any more.
         resident, turn, _ = task.turn
-        if self.streams and (left_s := self.streams.time_left(turn)) > 0:
+        left_s = turn[TURN_DEADLINE] - self.clock()  # its caller waits for longer than turns usually run
+        if self.streams:
+            left_s = max(left_s, self.streams.time_left(turn))
+        if left_s > 0:
             task.turn = (resident, turn, self.loop.call_later(left_s, self._cut, task))
             return
         log.warning(
@@ -321,7 +327,9 @@ class Execution(Retries):
         try:
             body = work.begin(resident)
         except PerdureError as error:  # its rows are damaged
-            log.error("a handler cannot run", extra={"object": resident.label, "error": str(error)})
+            log.error(
+                "a handler cannot run", extra={"object": resident.label, "error": describe_error(error)}
+            )
             body = None
         if body is None:
             self.on_idle(resident)
