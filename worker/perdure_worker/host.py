@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import OrderedDict
-from itertools import islice
 from typing import Any, cast
 
 from perdure import codec, protocol
@@ -45,7 +44,7 @@ log = logging.getLogger("perdure.worker")
 
 # What reading an item raises that is no call; a Decimal that is no number compares with nothing.
 _MALFORMED = (ValueError, TypeError, ArithmeticError)
-_PORTION = 32
+_PORTION = 64
 """Calls between two looks at the clock (0.04 µs each)."""
 _ITEM_ELEMENTS = len(protocol.Item._fields)
 _AVERAGED_BYTES_MAX = 64 * 1024
@@ -126,7 +125,7 @@ class Host(Execution):
     def _look_at(
         self, peer: Peer, items: list[Any], start: int, base: float, now: float, size: int | None
     ) -> None:
-        for item in islice(items, start, start + _PORTION):
+        for item in items[start : start + _PORTION]:
             try:
                 self._on_call(peer, item, base, now, size)
             except _MALFORMED:
