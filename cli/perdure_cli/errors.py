@@ -107,9 +107,13 @@ class StateTooNew(CannotRun):
 
 
 class ApplicationNotLoaded(CannotRun):
-    """The application cannot be loaded; the message, which a worker gave, says what to correct."""
+    """The application cannot be loaded; `reason`, which a worker gave, says what to correct."""
 
     exit_code = RunExit.APPLICATION
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the application cannot be loaded: {reason}")
+        self.reason = reason
 
 
 class AddressInUse(CannotRun):

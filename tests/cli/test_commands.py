@@ -240,7 +240,7 @@ def test_an_address_that_is_there_twice_is_refused() -> None:
 
 def test_a_path_that_is_not_utf_8_is_refused_with_one_line(short_path: Path, app: Path) -> None:
     data = os.fsencode(short_path) + b"/caf\xe9"
-    for command in (["run", str(app), "--data", data], ["check", data]):
+    for command in (["run", str(app), "--data", data], ["check", "--data", data]):
         run = subprocess.run(
             [sys.executable, "-m", "perdure_cli", *command],
             capture_output=True,
