@@ -181,6 +181,15 @@ class Limits:
     """Service for this long makes up for all earlier failures of a process, and restarts cost no pause."""
     restart_pause_max_s: float = 30.0
     """Longest pause before a process that fails again and again is started: 0, 0.1, 1, 5, then this."""
+    write_failures_max: int = 4
+    """Failed writes of a worker in a row, not for want of space, after which its shard is parked: the disk is
+    broken, and each restart reads what may exist in the page cache only."""
+    disk_free_min_bytes: int = 256 * MIB
+    """Less free space than this is warned of: a start replays and compacts up to some 10 MiB per worker."""
+    disk_free_min_share: float = 0.02
+    """The same as a share of the file system, whichever is more: large disks also fill up faster."""
+    disk_look_s: float = 30.0
+    """The supervisor looks at the free space this often."""
 
     # --- misbehaviour
     turn_blocked_s: float = 0.1
