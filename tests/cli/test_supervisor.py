@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from perdure.exits import WorkerExit
 from perdure.limits import Limits
 from perdure_cli.errors import RunExit
 
-from .cluster import DEADLINE_S, Cluster, free_port, is_alive, wait_for
+from .cluster import DEADLINE_S, HERE, Cluster, free_port, is_alive, wait_for
 
 pytestmark = pytest.mark.processes
 
@@ -183,6 +184,18 @@ def test_all_workers_stop_at_once_then_the_router_then_the_supervisor(
     assert set(ends[:2]) == {("stop", "worker-0"), ("stop", "worker-1")}
     assert set(ends[2:4]) == {("exit", "worker-0"), ("exit", "worker-1")}
     assert ends[4:] == [("stop", "router"), ("exit", "router")]
+
+
+def test_a_supervisor_that_was_told_to_outlive_its_terminal_does(cluster: Cluster) -> None:
+    ignore = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    run = "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    spec = {"data": str(cluster.data), "stage": str(cluster.stage)}
+    supervisor = cluster.launch(["-c", ignore + run, str(HERE / "run_supervisor.py"), json.dumps(spec)])
+    supervisor.send_signal(signal.SIGHUP)
+    os.kill(cluster.latest("worker-0")["pid"], signal.SIGKILL)
+    cluster.wait_for_entry("ready", "worker-0", epoch=2)
+    assert cluster.stop(supervisor) == RunExit.OK
+    assert "SIGHUP" not in cluster.log_text()
 
 
 def test_a_worker_without_turns_serves_until_the_others_have_none_either(cluster: Cluster) -> None:
