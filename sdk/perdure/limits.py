@@ -66,7 +66,7 @@ class Limits:
     mailbox_age_max_s: float = 60.0
     """Oldest call waiting at one object; beyond it new ones are refused (its turns do not keep up)."""
     waiting_items_max: int = 16_384
-    """Calls that a worker has read and not looked at yet; beyond it, it reads no more before it has."""
+    """Calls that a worker has read and not looked at yet; beyond it messages stay in the sockets."""
     retry_after_min_s: float = 0.05
     """Shortest wait that `Overloaded` asks for: repeating sooner would cost more than the turn itself."""
     retry_after_max_s: float = 10.0
@@ -82,7 +82,7 @@ class Limits:
     oldest are dropped, and retries of what is older are refused."""
     reply_window_bytes_max: int = 256 * KIB
     """Bytes of those replies, which each commit of the object writes again; larger ones are not kept."""
-    reply_windows_max: int = 16_384
+    reply_windows_max: int = 6_000
     """Clients' windows in a worker's memory that nothing needs: the others are read again when needed."""
     clients_known_max: int = 10_000
     """Clients that a worker knows the open calls of; a forgotten one tells them again with its next call."""
@@ -101,7 +101,7 @@ class Limits:
     outbox_messages_max: int = 10_000
     """Durable sends of one object that have not ended, dead ones included; beyond it `Overloaded`."""
     outbox_bytes_max: int = 64 * MIB
-    """The same in bytes of encoded messages: they are kept until each one has arrived."""
+    """The same in bytes: an object must not fill the disk with what nobody takes."""
     sends_in_flight_max: int = 1_024
     """Durable sends of one worker that are on their way: enough to keep several other workers busy."""
     sends_per_target_max: int = 32
@@ -111,7 +111,7 @@ class Limits:
     sends_loaded_max: int = 20_000
     """Durable sends in one worker's memory; the rest stays on disk until there is room."""
     sends_loaded_bytes_max: int = 64 * MIB
-    """The same in bytes of encoded messages: they are kept until each one has arrived."""
+    """The same in bytes, since one of them may be as large as thousands of others."""
     sends_per_pair_loaded_max: int = 64
     """Of these of one pair: they go one after the other, so that more would only lie there."""
     sends_unconfirmed_max: int = 32
@@ -133,7 +133,7 @@ class Limits:
     call_timeout_max_s: float = 3_600.0
     """Longest deadline that a caller may ask for: work that takes longer belongs in the background."""
     turn_max_s: float = 60.0
-    """A suspended turn is cancelled after this, whatever its caller's deadline; its writes are discarded."""
+    """A suspended turn is cancelled after this, or at its call's deadline if that is later; its writes go."""
     answer_grace_s: float = 0.5
     """How long a client waits past a deadline for the worker's own word before it says OutcomeUnknown."""
     idle_evict_s: float = 10.0
@@ -236,7 +236,7 @@ class Limits:
     """Rows of the due index read at once; a start reads one page, however many alarms are pending."""
     due_rows_max: int = 4_096
     """Rows of the due index in memory, the soonest ones; the rest stays on disk until it is near."""
-    start_batch_s: float = 0.01
-    """The same in time, since turns are as long as their methods: other clients wait for the next tick."""
+    start_batch_s: float = 0.02
+    """The same in time, as turns are as long as their methods: heartbeats and other clients come between."""
     slots: int = 1_024
     """Hash buckets of ids, fixed when a data directory is created: many more than workers, few to list."""

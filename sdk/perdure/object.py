@@ -113,7 +113,8 @@ class Context(Protocol):
         A message belongs to the running turn like a write: it leaves when the turn is committed, never
         when the turn raises, and takes effect at its target exactly once, whatever crashes meanwhile.
         Messages of one object to one target arrive in the order of their commits, and none before the one
-        in front of it has ended; other targets do not wait.  A call is no commit point.
+        in front of it has ended; other targets do not wait.  A call is no commit point, and belongs to the
+        turn also inside of a `storage.transaction()`.
 
         `delay` (seconds, or a timedelta, from the call on) and `at` (aware datetime, or seconds since the
         epoch) say when it may arrive at the earliest.  Such messages go in the order of their times, and

@@ -38,6 +38,7 @@ __all__ = [
     "OUTBOX",
     "REPLY",
     "RESERVED_REGION",
+    "SENDS_KEY",
     "SEQUENCE_KEY",
     "SHARD_REGION",
     "SLOTS_MAX",
@@ -74,6 +75,8 @@ EPOCH_KEY: Final = SHARD_REGION + b"epoch"
 SEQUENCE_KEY: Final = SHARD_REGION + b"seq"
 SUSPECT_PREFIX: Final = SHARD_REGION + b"suspect"
 """Before the id of an object that has ended its worker."""
+SENDS_KEY: Final = SHARD_REGION + b"sends"
+"""A sequence that no durable send of this store has reached."""
 
 META: Final = b"\x00"
 """The object's record: a msgpack map with its `name` (None for unique objects)."""
@@ -85,6 +88,7 @@ ALARM: Final = b"\x03"
 """One alarm; the key is its name. Under the empty key: how many alarms the object has."""
 REPLY: Final = b"\x04"
 OUTBOX: Final = b"\x05"
+"""One durable send; the key is its lane, half of its target's id, and its sequence (docs/DATA.md)."""
 SOCKET: Final = b"\x06"
 
 ID_BYTES: Final = 32

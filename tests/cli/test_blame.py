@@ -21,7 +21,7 @@ Thread 0x00007f00cc (most recent call first):
 
 Current thread 0x0000{thread:x} (most recent call first):
   File "/usr/lib/ctypes/__init__.py", line 519 in string_at
-  File "/home/app/rooms.py", line 7 in enter
+  File "/srv/app/rooms.py", line 7 in enter
   File "/site-packages/perdure_worker/execution.py", line 173 in _step
   File "/usr/lib/asyncio/runners.py", line 118 in run
 
@@ -32,7 +32,7 @@ Thread 0x00007f00cc (most recent call first):
   File "/usr/lib/threading.py", line 331 in wait
 
 Thread 0x0000{thread:x} (most recent call first):
-  File "/home/app/rooms.py", line 9 in hold
+  File "/srv/app/rooms.py", line 9 in hold
 """
 FOREIGN = "Fatal Python error: Aborted\n\nThread 0x00007f00aa (most recent call first):\n"
 

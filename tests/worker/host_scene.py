@@ -224,7 +224,7 @@ class Scene:
 
     def _run_waiting(self) -> None:
         self._wanted["turns"] = False
-        self.host.run_waiting()
+        self.host.go_on()
         self._flush()
 
     def _on_durable(self, group: int) -> None:
@@ -233,6 +233,7 @@ class Scene:
 
     def _flush(self) -> None:
         self._wanted["flush"] = False
+        self.host.pace.end()
         self.committer.flush()
         for identity, header, body in self.peers.take_messages(codec.encode):
             if identity == b"":

@@ -243,8 +243,6 @@ def test_an_error_that_cannot_be_shown_or_stored_fails_its_alarm_as_any(make_sce
     run(scene, 0.2)
     alarms = stored(scene, Prickly, "p")
     assert [alarm.attempt for alarm in alarms.values()] == [2, 2, 2]
-    assert [alarm.error for alarm in alarms.values()][1:] == [
-        "Odd: (its text cannot be made)",
-        "ValueError: ?",
-    ]
+    assert (alarms["odd"].error or "").endswith("Odd: its message cannot be shown")
+    assert alarms["surrogate"].error == "ValueError: ?"
     assert len(alarms["long"].error or "") == Limits().alarm_error_chars

@@ -19,10 +19,11 @@ from contextvars import Context, copy_context
 from functools import partial
 from sys import getrefcount
 from types import CoroutineType
-from typing import Any
+from typing import Any, cast
 
 from perdure import codec, protocol
 from perdure.codec import SCALARS
+from perdure.converter import describe_error
 from perdure.errors import InvalidArgument, MessageTooLarge, PerdureError
 from perdure.methods import Method
 from perdure_worker import migrations
@@ -31,8 +32,9 @@ from perdure_worker.cell import Aborted
 from perdure_worker.clients import Request
 from perdure_worker.interleaving import run_beside
 from perdure_worker.marks import MARK
+from perdure_worker.pace import Pace
 from perdure_worker.peers import Peer
-from perdure_worker.resident import Resident
+from perdure_worker.resident import Resident, StartTrouble
 from perdure_worker.retries import Retries
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.streams import StreamEnd, Streams
@@ -40,6 +42,7 @@ from perdure_worker.system_turns import SystemTurn
 from perdure_worker.threads import BlockingThreads
 from perdure_worker.turns import (
     CURRENT,
+    TURN_DEADLINE,
     TURN_METHOD,
     TURN_PEER,
     TURN_REQUEST,
@@ -82,6 +85,7 @@ class Execution(Retries):
         self._spare = TurnTask(parts.loop)
         self._spare_references = 0
         """References to a spare that nobody kept and nobody touched."""
+        self.pace = Pace(settings.limits.start_batch_s, parts.clock, parts.want_turns)
         self._threads = BlockingThreads(parts.loop, parts.marks, settings.limits.blocking_threads_max)
         self.marks = parts.marks
         self._note, self._page = MARK.pack_into, parts.marks.page
@@ -150,9 +154,9 @@ class Execution(Retries):
         try:
             arguments, keywords = method.bind(args, kwargs)
         except BaseException as error:  # users' constructors and validators run here
-            if not isinstance(error, PerdureError):
-                error = InvalidArgument(f"{method.title}: an argument raised {type(error).__name__}")
-            self.refuse(peer, sequence, error)
+            refusal = InvalidArgument(f"{method.title}: an argument raised {describe_error(error)}")
+            ours = issubclass(type(error), PerdureError)  # isinstance would ask a user's __class__
+            self.refuse(peer, sequence, cast(PerdureError, error) if ours else refusal)
             self.on_idle(resident)
             return
         self.turns += 1
@@ -210,7 +214,7 @@ class Execution(Retries):
         self, resident: Resident, turn: Turn, coroutine: Any, context: Context, yielded: Any
     ) -> None:
         task = self._replace_spare()
-        task.marks, task.mark = self.marks, self.marks.current()
+        task.marks, task.mark, task.pace = self.marks, self.marks.current(), self.pace
         task.turn = (resident, turn, self.loop.call_later(self.limits.turn_max_s, self._cut, task))
         if turn[TURN_METHOD] is not None:
             self.windows.suspended(resident, turn, turn[TURN_REQUEST])
@@ -221,7 +225,10 @@ class Execution(Retries):
     def _cut(self, task: TurnTask) -> None:
         # Again and again, should the method swallow the cancellation; it cannot end well any more.
         resident, turn, _ = task.turn
-        if self.streams and (left_s := self.streams.time_left(turn)) > 0:
+        left_s = turn[TURN_DEADLINE] - self.clock()  # its caller waits for longer than turns usually run
+        if self.streams:
+            left_s = max(left_s, self.streams.time_left(turn))
+        if left_s > 0:
             task.turn = (resident, turn, self.loop.call_later(left_s, self._cut, task))
             return
         log.warning(
@@ -242,14 +249,16 @@ class Execution(Retries):
         if turn[TURN_METHOD] is not None:
             self.windows.ended(resident, turn[TURN_REQUEST])
         self.touch(resident)
-        if failure is None:
-            self.in_turns(self._finish, resident, turn, result)
-        else:
-            self.in_turns(self._fail, resident, turn, failure)
-        if resident.inside is not None:
-            resident.inside.leave(turn)
-        self.run_waiting()
-        self.want_flush()
+        try:
+            if failure is None:
+                self.in_turns(self._finish, resident, turn, result)
+            else:
+                self.in_turns(self._fail, resident, turn, failure)
+        finally:
+            if resident.inside is not None:
+                resident.inside.leave(turn)
+            self.run_waiting()
+            self.want_flush()
 
     def _finish(self, resident: Resident, turn: Turn, result: Any) -> None:
         peer, sequence, method, _, _, _ = turn
@@ -318,7 +327,9 @@ class Execution(Retries):
         try:
             body = work.begin(resident)
         except PerdureError as error:  # its rows are damaged
-            log.error("a handler cannot run", extra={"object": resident.label, "error": str(error)})
+            log.error(
+                "a handler cannot run", extra={"object": resident.label, "error": describe_error(error)}
+            )
             body = None
         if body is None:
             self.on_idle(resident)
@@ -353,7 +364,7 @@ class Execution(Retries):
             return
         text = f"the result of {turn[TURN_METHOD].title} has {size} bytes encoded; the limit is {limit}"
         progress = self.progress.get(id(turn))
-        if progress is not None and (progress.wrote or progress.calls):
+        if turn[TURN_METHOD].is_generator or (progress is not None and (progress.wrote or progress.calls)):
             # Then "nothing happened" would not be true.
             raise MessageTooLarge(
                 f"{text}; what it did up to its last commit point stays", size=size, limit=limit
@@ -361,15 +372,16 @@ class Execution(Retries):
         raise ResultTooLarge(f"{text}; what the method did was undone", size=size, limit=limit)
 
     def _fail(self, resident: Resident, turn: Turn, error: BaseException) -> None:
+        # Never raises: whatever users' classes do on the way, the object is free again and answers leave.
         progress = self.progress.pop(id(turn), None)
         if resident.doomed is not None:
             error, resident.doomed = resident.doomed, None
-        over = isinstance(error, Aborted)
+        over = type(error) is Aborted  # isinstance would ask a user's __class__
+        stuck: BaseException | None = None
         try:
             self.discard(resident)
-        except BaseException:  # a user's class refuses the value that it saved itself
-            log.exception("an object's fields cannot be put back", extra={"object": resident.label})
-            over = True
+        except BaseException as raised:  # a user's class refuses the value that it saved itself
+            stuck, over = raised, True
         peer = turn[TURN_PEER]
         if peer is None:
             self._start_failed(resident, migrations.explain(resident, turn, error))
@@ -383,6 +395,9 @@ class Execution(Retries):
             self.end_incarnation(resident, error)
         else:
             self.on_idle(resident)
+        if stuck is not None:
+            told = {"object": resident.label, "error": describe_error(stuck)}
+            log.error("an object's fields cannot be put back", extra=told)
 
     # --- the life of an incarnation
 
@@ -405,7 +420,8 @@ class Execution(Retries):
         now = self.clock()
         resident.turn = turn = (None, 0, None, now + self.limits.turn_max_s, chain, None)
         resident.used = now
-        resident.start_error = None
+        if resident.trouble is not None:
+            resident.trouble.error = None
         self._start_behind_gate(resident, turn, None)
 
     def _start_behind_gate(self, resident: Resident, turn: Turn, _: None) -> None:
@@ -448,19 +464,21 @@ class Execution(Retries):
             self._join(resident, changes)
         self.progress.pop(id(turn), None)
         resident.turn = None
-        resident.failures = 0
+        resident.trouble = None
         self.on_idle(resident)
 
     def _start_failed(self, resident: Resident, error: BaseException) -> None:
         # The next call tries again at once, later ones with growing pauses.
-        doublings = min(resident.failures - 1, _START_DOUBLINGS_MAX)
-        pause = _START_PAUSE_S * 2**doublings if resident.failures else 0.0
-        resident.failures += 1
-        resident.retry_at = self.clock() + min(pause, self.limits.start_backoff_max_s)
-        resident.start_error = error
+        trouble = resident.trouble = resident.trouble or StartTrouble()
+        doublings = min(trouble.failures - 1, _START_DOUBLINGS_MAX)
+        pause = _START_PAUSE_S * 2**doublings if trouble.failures else 0.0
+        trouble.failures += 1
+        trouble.retry_at = self.clock() + min(pause, self.limits.start_backoff_max_s)
+        trouble.error = error
         resident.turn = None
-        log.warning("an object could not start", extra={"object": resident.label, "error": repr(error)[:500]})
         self.end_incarnation(resident, error)
+        told = {"object": resident.label, "error": describe_error(error)}
+        log.warning("an object could not start", extra=told)
 
     def end_incarnation(self, resident: Resident, error: BaseException) -> None:
         """Drops the instance; every waiting call of the object gets this error."""

@@ -14,31 +14,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from itertools import islice
 from typing import Any
 
 from perdure import codec, protocol
+from perdure.converter import describe_error
 from perdure.errors import (
-    DeadlineExceeded,
-    DeadlockError,
     InvalidArgument,
+    OutcomeUnknown,
     Overloaded,
     PerdureError,
     ShardUnavailable,
-    UnknownMethod,
-    UnknownNamespace,
 )
 from perdure.ids import id_from_name, is_id_of, slot_of
-from perdure.methods import Method
 from perdure_storage.snapshot import close_abandoned
-from perdure_worker.clients import Client, Clients, Request, labels_of, read_context
+from perdure_worker.clients import Client, Request, labels_of, read_context
 from perdure_worker.fairness import RoundRobin
 from perdure_worker.intake import PORTION, Intake, readable_items
-from perdure_worker.interleaving import can_start, goes_first, joins_its_caller
+from perdure_worker.interleaving import can_start, goes_first
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
+from perdure_worker.pace import LOOKS_APART_MAX
 from perdure_worker.peers import Peer
+from perdure_worker.refusals import Refusals
 from perdure_worker.registry import ObjectClass
-from perdure_worker.residence import Residence
 from perdure_worker.resident import Resident
 from perdure_worker.retries import named_request
 from perdure_worker.settings import Collaborators, HostSettings
@@ -57,7 +54,7 @@ _AVERAGED_BYTES_MAX = 64 * 1024
 """Up to this size of a message, each waiting call in it counts as the average of them."""
 
 
-class Host(Residence):
+class Host(Refusals):
     """All objects of one worker."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
@@ -66,7 +63,6 @@ class Host(Residence):
         self.quarantine = parts.quarantine
         self._timeout_s = settings.limits.call_timeout_s
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
-        self._clients = Clients()
         self._intake = Intake(settings.limits, parts.clock)
         self._runnable: RoundRobin[Resident] = RoundRobin()
         self._expiry = ExpiryWheel(parts.clock())
@@ -83,7 +79,7 @@ class Host(Residence):
         if type(items) is not list or not items or len(items) > self.limits.batch_calls_max:
             raise InvalidArgument("a batch is a list: the client, then at most 4,095 calls")
         try:
-            client, overtaken = self._clients.on_batch(items[0])
+            client, overtaken = self.clients.on_batch(items[0])
         except TypeError as error:
             raise InvalidArgument(f"a batch begins with its client: {error}") from None
         if overtaken:
@@ -98,16 +94,18 @@ class Host(Residence):
     def _on_items(
         self, peer: Peer, client: Client, items: list[Any], base: float, now: float, size: int | None
     ) -> None:
-        if len(items) <= PORTION and not self._intake:
-            self._look_at(peer, client, items, 1, base, now, size)
-        else:
-            self._intake.add(peer, client, items, base, size)
-            self._take_in(now)
+        until = self.pace.begin(now)
+        start = 1
+        if len(items) <= PORTION and now < until and not self._intake:
+            start = self._look_at(peer, client, items, start, base, now, size, until)
+        if start < len(items):
+            self._intake.add(peer, client, items, start, base, size)
+            self._take_in(self.clock(), until)
         if self._runnable:
-            self._run_waiting(self.clock())
+            self._run_waiting(self.clock(), until)
 
-    def _take_in(self, now: float) -> None:
-        if self._intake.take(self._look_at, now):
+    def _take_in(self, now: float, until: float) -> None:
+        if self._intake.take(self._look_at, now, until):
             self.want_turns()
 
     def _look_at(
@@ -119,12 +117,22 @@ class Host(Residence):
         base: float,
         now: float,
         size: int | None,
-    ) -> None:
-        for item in islice(items, start, start + PORTION):
-            try:
-                self._on_call(peer, client, item, base, now, size)
-            except _MALFORMED:
-                self._on_malformed(peer, client, item, base, now, size)
+        until: float,
+    ) -> int:
+        """Takes calls up to a portion, one at least; the index of the first that is left."""
+        stop = min(start + PORTION, len(items))
+        step = 1
+        while start < stop:
+            for item in items[start : min(start + step, stop)]:
+                try:
+                    self._on_call(peer, client, item, base, now, size)
+                except BaseException as error:  # of one call, and none of the others'
+                    self._on_odd_call(peer, client, item, base, now, size, error)
+            start += step
+            if start < stop and self.clock() >= until:
+                return start
+            step = min(2 * step, LOOKS_APART_MAX)
+        return stop
 
     def _on_call(
         self, peer: Peer, client: Client, item: Any, base: float, now: float, size: int | None
@@ -189,40 +197,6 @@ class Host(Residence):
             return chain, named_request(of_another, *item[4:7])
         return chain, of_another
 
-    def _refusal(
-        self, resident: Resident, namespace: Any, method_name: Any, method: Method | None, chain: Any
-    ) -> PerdureError | None:
-        if type(namespace) is not str or namespace not in self.classes:
-            return self._unknown_namespace(namespace)
-        if resident.cls.namespace != namespace:
-            return InvalidArgument(
-                f"this id belongs to namespace {resident.cls.namespace!r}, not {namespace!r}"
-            )
-        if method is None:
-            return self._unknown_method(resident.cls.namespace, method_name)
-        if not chain:
-            return self._stopping() if self.draining else None
-        labels = labels_of(chain)
-        for index, entry in enumerate(chain):
-            # An object without a running turn waits for nothing: it did not await the call, and has ended.
-            if (
-                entry[0] == resident.key
-                and resident.turn is not None
-                and not joins_its_caller(resident, method, entry)
-            ):
-                cycle = [*labels[index:], resident.label]
-                return DeadlockError(
-                    f"{' -> '.join(cycle)}: the object waits for this call, and would for ever; "
-                    "return first, or move what is needed into one object",
-                    cycle=cycle,
-                )
-        if len(chain) >= self.limits.chain_depth_max:
-            return DeadlockError(
-                f"{len(chain)} objects wait for each other already (chain_depth_max): {' -> '.join(labels)}",
-                cycle=labels,
-            )
-        return None
-
     def _timeout(self, timeout_ms: int) -> float:
         return self._timeout_s if timeout_ms <= 0 else self._timeout_max_ms * 0.001
 
@@ -257,23 +231,6 @@ class Host(Residence):
         self.begin_start(resident, chain)
         return resident
 
-    def _unknown_namespace(self, namespace: Any) -> UnknownNamespace:
-        return UnknownNamespace(
-            f"no class of namespace {namespace!r:.80} is served here; there is {', '.join(self.classes)}",
-            namespace=str(namespace)[:80],
-        )
-
-    def _unknown_method(self, namespace: str, method_name: Any) -> UnknownMethod:
-        known = ", ".join(sorted(self.classes[namespace].methods)) or "none"
-        return UnknownMethod(
-            f"{namespace} has no callable method {method_name!r:.80}; it has: {known}",
-            namespace=namespace,
-            method=str(method_name)[:80],
-        )
-
-    def _stopping(self) -> ShardUnavailable:
-        return ShardUnavailable("this worker is stopping")
-
     def _readable_items(self, peer: Peer, body: bytes) -> list[Any]:
         items, unreadable = readable_items(body)
         self.malformed += len(unreadable)
@@ -281,6 +238,30 @@ class Host(Residence):
             if sequence is not None:
                 self.refuse(peer, sequence, error)
         return items
+
+    def _on_odd_call(
+        self,
+        peer: Peer,
+        client: Client,
+        item: Any,
+        base: float,
+        now: float,
+        size: int | None,
+        error: BaseException,
+    ) -> None:
+        if issubclass(type(error), _MALFORMED):
+            try:
+                self._on_malformed(peer, client, item, base, now, size)
+                return
+            except BaseException as raised:
+                error = raised
+        self._say_unknown(peer, item, error)
+
+    def _say_unknown(self, peer: Peer | SystemTurn, item: Any, error: BaseException) -> None:
+        """A call met an error that nobody has foreseen: whoever waits for it is told, whatever it did."""
+        log.error("a call failed in the worker itself", extra={"error": describe_error(error)})
+        if type(item) is list and item and type(item[0]) is int:
+            self.refuse(peer, item[0], OutcomeUnknown("the worker failed when it took this call"))
 
     def _on_malformed(
         self, peer: Peer, client: Client, item: Any, base: float, now: float, size: int | None
@@ -294,13 +275,6 @@ class Host(Residence):
         self.malformed += 1
         if type(item) is list and item and type(item[0]) is int:
             self.refuse(peer, item[0], InvalidArgument("this is no call; docs/PROTOCOL.md says what one is"))
-
-    def _refuse_late(self, peer: Peer | SystemTurn, sequence: int, late_s: float) -> None:
-        self.refuse(
-            peer,
-            sequence,
-            DeadlineExceeded(f"the deadline passed {late_s:.3f} s before the turn could start"),
-        )
 
     # --- calls that wait
 
@@ -326,10 +300,12 @@ class Host(Residence):
         """Where it waits; None when it has failed, because its object cannot start."""
         if resident.instance is None and resident.turn is None:
             # Its start failed, or it aborted itself.
-            if resident.start_error is None or waiting.arrived > resident.retry_at:
+            trouble = resident.trouble
+            if trouble is None or trouble.error is None or waiting.arrived > trouble.retry_at:
                 self.begin_start(resident, item[8])
-            if resident.start_error is not None:
-                self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
+                trouble = resident.trouble
+            if trouble is not None and trouble.error is not None:
+                self.reply_failure(resident, waiting.peer, item[0], trouble.error)
                 return None
         mailbox = resident.mailbox
         if mailbox is None:
@@ -350,10 +326,6 @@ class Host(Residence):
         if resident.mailbox is not None:
             self._runnable.add(resident.mailbox.next_client, resident)
 
-    def resident_of(self, key: bytes) -> Resident | None:
-        """The object of this id, if it is in memory."""
-        return self.live.get(key)
-
     def touch(self, resident: Resident) -> None:
         """The object was in use until now."""
         resident.used = self.clock()
@@ -367,10 +339,10 @@ class Host(Residence):
             if waiting.item is not None:
                 self.reply_failure(resident, waiting.peer, waiting.item[0], error)
 
-    def _run_waiting(self, now: float) -> None:
+    def _run_waiting(self, now: float, until: float) -> None:
         """Starts waiting calls of idle objects, for a bounded number and time; the clients take turns."""
-        budget = self.limits.start_batch_turns
-        until = now + self.limits.start_batch_s
+        budget = self.limits.start_batch_turns if now < until else 0
+        step, look_at = 1, budget - 1
         runnable = self._runnable
         while runnable and budget and not self.paused:
             _, resident = runnable.take()
@@ -384,42 +356,57 @@ class Host(Residence):
                 resident.mailbox = None
             if waiting is None or waiting.item is None:
                 continue
+            try:
+                self._start_waiting(resident, waiting, now)
+            except BaseException as error:  # of one call, and none of the others'
+                self._say_unknown(waiting.peer, waiting.item, error)
+                self.on_idle(resident)
             budget -= 1
-            if budget % PORTION == 0 and (now := self.clock()) >= until:
-                budget = 0  # after this one
-            if isinstance(waiting.peer, SystemTurn):
-                resident.used = now
-                self.live.move_to_end(resident.key)
-                self.run_handler(resident, waiting.peer)
-                continue
-            self._expiry.remove(waiting)
-            sequence, _, _, _, method_name, args, kwargs, _, chain = waiting.item
-            method = resident.cls.methods[method_name]
-            resident.used = now
-            self.live.move_to_end(resident.key)
-            request = waiting.request
-            if request is not None and self.is_known_now(resident, waiting.peer, sequence, request):
-                self.on_idle(resident)
-            elif now < waiting.deadline:
-                deadline = waiting.deadline
-                self.run_turn(
-                    resident, waiting.peer, sequence, method, args, kwargs, deadline, chain, request
-                )
-            else:
-                self._refuse_late(waiting.peer, sequence, now - waiting.deadline)
-                self.on_idle(resident)
-            if resident.inside is not None:  # the next one may start beside it
-                self.on_idle(resident)
+            if budget <= look_at:
+                step = min(2 * step, LOOKS_APART_MAX)
+                look_at = budget - step
+                if (now := self.clock()) >= until:
+                    break
         if runnable and not self.paused:
             self.want_turns()
 
+    def _start_waiting(self, resident: Resident, waiting: Waiting, now: float) -> None:
+        resident.used = now
+        self.live.move_to_end(resident.key)
+        if isinstance(waiting.peer, SystemTurn):
+            self.run_handler(resident, waiting.peer)
+            return
+        self._expiry.remove(waiting)
+        assert waiting.item is not None
+        sequence, _, _, _, method_name, args, kwargs, _, chain = waiting.item
+        method = resident.cls.methods[method_name]
+        request = waiting.request
+        if request is not None and self.is_known_now(resident, waiting.peer, sequence, request):
+            self.on_idle(resident)
+        elif now < waiting.deadline:
+            deadline = waiting.deadline
+            self.run_turn(resident, waiting.peer, sequence, method, args, kwargs, deadline, chain, request)
+        else:
+            self._refuse_late(waiting.peer, sequence, now - waiting.deadline)
+            self.on_idle(resident)
+        if resident.inside is not None:  # the next one may start beside it
+            self.on_idle(resident)
+
+    def go_on(self) -> None:
+        """Goes on with what waits; the answer to `want_turns`, in another iteration of the loop."""
+        self.pace.end()
+        self.run_waiting()
+
     def run_waiting(self) -> None:
-        """Goes on with waiting calls, after `want_turns`."""
+        """Starts calls that wait, if there is time in this iteration of the loop."""
         self.in_turns(self._go_on)
 
     def _go_on(self) -> None:
-        self._take_in(self.clock())
-        self._run_waiting(self.clock())
+        now = self.clock()
+        if self._intake:
+            self._take_in(now, self.pace.half(now) if self._runnable else self.pace.begin(now))
+            now = self.clock()
+        self._run_waiting(now, self.pace.begin(now))
 
     # --- time
 
@@ -450,8 +437,6 @@ class Host(Residence):
         self.draining = True
         self.timetable.stop()
         self.sends.stop()
-        while self._intake:
-            self.in_turns(self._take_in, self.clock())
         self.streams.drain()
         for resident in self.live.values():
             if resident.turn is None and resident.instance is not None:
@@ -488,6 +473,11 @@ class Host(Residence):
             **self.marks.figures,
             **self.quarantine.figures(),
         }
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more messages may be read; false while many calls have come in and were not looked at."""
+        return self._intake.has_room
 
     @property
     def busy(self) -> int:

@@ -19,16 +19,16 @@ from perdure_worker.peers import Peer
 __all__ = ["PORTION", "Intake", "readable_items"]
 
 PORTION: Final = 32
-"""Calls between two looks at the clock (0.04 µs each)."""
+"""Calls of one client before another's come."""
 
-LookAt = Callable[[Peer, Client, list[Any], int, float, float, int | None], None]
+LookAt = Callable[[Peer, Client, list[Any], int, float, float, int | None, float], int]
 
 
 class Intake:
     """Batches that have come in; true while something of them is left."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
-        self._limits = limits
+        self._calls_max = limits.waiting_items_max
         self._clock = clock
         self._batches: RoundRobin[tuple[Client, list[Any], int, float, int | None]] = RoundRobin()
         self.unread = 0
@@ -37,28 +37,27 @@ class Intake:
     def __bool__(self) -> bool:
         return bool(self._batches)
 
-    def add(self, peer: Peer, client: Client, items: list[Any], base: float, size: int | None) -> None:
-        """A batch whose calls, from its second element on, are looked at in `take`."""
-        self.unread += len(items) - 1
-        self._batches.add(peer, (client, items, 1, base, size))
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be read: what has been read is in memory."""
+        return self.unread < self._calls_max
 
-    def take(self, look_at: LookAt, now: float) -> bool:
-        """Has calls looked at, in small portions of one client after the other; whether some are left.
+    def add(
+        self, peer: Peer, client: Client, items: list[Any], start: int, base: float, size: int | None
+    ) -> None:
+        """A batch whose calls, from its element `start` on, are looked at in `take`."""
+        self.unread += len(items) - start
+        self._batches.add(peer, (client, items, start, base, size))
 
-        What is left after `start_batch_s` waits for the next tick, so that other clients' messages are read
-        before; but not too much of it, since what has been read is in memory.
-        """
-        batches, limits = self._batches, self._limits
-        until = now + limits.start_batch_s
-        while batches and (now < until or self.unread > limits.waiting_items_max):
+    def take(self, look_at: LookAt, now: float, until: float) -> bool:
+        """Has calls looked at, in small portions of one client after the other; whether some are left."""
+        batches = self._batches
+        while batches and now < until:
             peer, (client, items, start, base, size) = batches.take()
-            stop = start + PORTION
-            look_at(cast(Peer, peer), client, items, start, base, now, size)
+            stop = look_at(cast(Peer, peer), client, items, start, base, now, size, until)
             if stop < len(items):
                 batches.put_back(peer, (client, items, stop, base, size))
-                self.unread -= PORTION
-            else:
-                self.unread -= len(items) - start
+            self.unread -= stop - start
             now = self._clock()
         return bool(batches)
 

@@ -54,8 +54,7 @@ __all__ = ["Worker", "main"]
 log = logging.getLogger("perdure.worker")
 
 _LIMITS = Limits()
-_TICK_S = 0.05
-_FOLLOW_S = 1.0
+_TICK_S, _FOLLOW_S = 0.05, 1.0
 _SEND_AGAIN_S = 0.005
 _DRAIN_LOOK_S = 0.01
 _GOODBYE_LOOK_S, _GOODBYE_AGAIN_S = 0.002, 0.05
@@ -83,8 +82,7 @@ class Worker:
         self._guard = guard
         self._loop = loop
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._flush_wanted = False
-        self._turns_wanted = False
+        self._flush_wanted = self._turns_wanted = False
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._backlog: dict[bytes, deque[tuple[bytes, bytes]]] = {}
         self._backlog_bytes: dict[bytes, int] = {}
@@ -94,8 +92,7 @@ class Worker:
         self._closed = False
         self._counts = {"refused_messages": 0, "dropped_replies": 0}
         self._peers = Peers(config.index, config.epoch)
-        self._home = Peer(b"", None, raw=False)
-        """This worker as a caller of its own objects."""
+        self._home = Peer(b"", None, raw=False)  # this worker as a caller of its own objects
         committer = Committer(
             engine,
             notify=loop.call_soon_threadsafe,
@@ -140,7 +137,8 @@ class Worker:
             on_death=self._caller.on_death,
             on_drained=_nothing,
         )
-        self._door = Channel(loop, open_router(self._context, [config.door]), self._on_door, self._flush)
+        door = open_router(self._context, [config.door])
+        self._door = Channel(loop, door, self._on_door, self._flush, lambda: self._host.has_room)
         self._control = Channel(loop, open_dealer(self._context, config.control), self._on_control)
 
     # --- the story of a worker
@@ -183,9 +181,8 @@ class Worker:
                 told = told or self._tell("quiet")
             await asyncio.sleep(_DRAIN_LOOK_S)
         self._closing = True
-        groups = self._committer
-        last = groups.group if groups.dirty else groups.group - 1
-        while groups.durable < last:
+        last = self._host.last_group()
+        while self._committer.durable < last:
             self._flush()
             await asyncio.sleep(_GOODBYE_LOOK_S)
 
@@ -304,6 +301,7 @@ class Worker:
     def _flush(self) -> None:
         """End of a tick: commits start, then replies leave, one message per peer."""
         self._flush_wanted = False
+        self._host.pace.end()
         if self._closed:
             return
         self._committer.flush()
@@ -354,7 +352,7 @@ class Worker:
     def _run_turns(self) -> None:
         self._turns_wanted = False
         if not self._closed:
-            self._host.run_waiting()
+            self._host.go_on()
             self._flush()
 
     # --- calls of this worker's objects to others

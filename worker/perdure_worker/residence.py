@@ -60,5 +60,6 @@ class Residence(SystemWork):
         ):
             return False
         self.windows.leave(resident)
+        self.sends.evict(resident)
         del self.live[resident.key]
         return True
