@@ -106,7 +106,7 @@ class _Process:
     peer: bytes = b""
     """Its routing id on the control socket; empty until it speaks."""
     stops: bool = False
-    """It said that it stops in order, whoever told it to."""
+    """It was told to stop in order, by us or by whoever: then it says so."""
 
 
 class Supervisor:
@@ -371,6 +371,7 @@ class Supervisor:
         self._places, self._is_homeless = places, False
         _log.error("the sockets' directory was emptied; it is there again, and all get new sockets in order")
         for process in self._processes.values():
+            process.stops = True
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process.pidfd, signal.SIGTERM)
 
