@@ -61,7 +61,7 @@ def judge(ending: Ending, seen: Seen, *, silence_s: float) -> Marked | None:
     `silence_s` is how long a worker says nothing only when something blocks its loop.
     """
     code, running = ending.code, seen.running
-    if ending.ordered or code == WorkerExit.WRITE_FAILED:
+    if ending.ordered or code in (WorkerExit.WRITE_FAILED, WorkerExit.NO_SPACE):
         return None
     if ending.killed_by_supervisor or code == -signal.SIGKILL:
         held = running is not None and running == seen.blocked
@@ -106,8 +106,10 @@ def last_stack(seen: Seen) -> str:
     return " < ".join(places)
 
 
-def how_it_ended(role: Role, code: int) -> str:
-    """The end of a process in words."""
+def how_it_ended(role: Role, code: int, *, asked: bool) -> str:
+    """The end of a process in words; `asked` tells whether it was to stop."""
+    if code == WorkerExit.STOPPED and not asked:
+        return "exit code 0, though nobody asked it to stop: does the application call exit()?"
     try:
         if code < 0:
             return signal.Signals(-code).name

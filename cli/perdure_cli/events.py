@@ -142,7 +142,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """SIGTERM or SIGINT; the second one forces."""
+    """A signal to stop (SIGTERM, SIGINT, SIGHUP, SIGQUIT); the second one forces."""
 
     now: float
 
@@ -175,6 +175,8 @@ class Kill:
     child: ChildId
     pid: int
     signal: signal.Signals
+    reason: str = ""
+    """Why, for the operator."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,12 @@ strike when it is the process's own doing and it never became ready, had served 
 - One that was killed from outside before it was ready comes back after the shortest pause: enough to pace
   the kernel's memory killer, and never the breaker, so that a burst of kills leaves no outage behind it.
 - A failed write counts whatever the time served: only time without a failure shows that the disk is well.
+  After `write_failures_max` of them in a row, none for want of space, the shard is parked (RELIABILITY
+  §1.3): nobody knows then what is on the disk, and each restart reads what the page cache holds.
 
 Some exit codes say that a new start cannot help or could do harm: those park the shard (`PARKING`).  A
-store that cannot be opened for want of space, descriptors or permission is none of them: whoever repairs
-that finds the shard served again within the longest pause.
+store that cannot be opened or written for want of space, descriptors or permission is none of them:
+whoever repairs that finds the shard served again within the longest pause.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Final
 from perdure.exits import WorkerExit
 from perdure.limits import Limits
 
-__all__ = ["PARKING", "Death", "RestartTiming", "after_death", "after_failed_spawn"]
+__all__ = ["PARKING", "Death", "RestartTiming", "after_death", "after_failed_spawn", "write_failures_after"]
 
 
 PARKING: Final = frozenset(
@@ -40,6 +42,8 @@ PARKING: Final = frozenset(
     }
 )
 """Exit codes of workers that are not started again; `WorkerExit.meaning` tells the operator why."""
+
+_FAILED_WRITES: Final = frozenset({WorkerExit.WRITE_FAILED, WorkerExit.NO_SPACE})
 
 _OUTSIDE_SIGNALS = frozenset(
     -number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -54,6 +58,8 @@ class RestartTiming:
     """A process that fails earlier than this after it became ready has not served."""
     strikes_forgotten_s: float = Limits.strikes_forgotten_s
     """Service for this long makes up for earlier failures."""
+    write_failures_max: int = Limits.write_failures_max
+    """So many failed writes in a row park the shard."""
     backoff_s: tuple[float, ...] = (0.0, 0.1, 1.0, 5.0, Limits.restart_pause_max_s)
     """Pause before the next start, by strikes in a row; the last one stays."""
 
@@ -85,9 +91,16 @@ def after_death(strikes: int, death: Death, timing: RestartTiming) -> tuple[int,
         return strikes, 0.0
     if death.code in _OUTSIDE_SIGNALS or death.code == WorkerExit.STOPPED:
         return strikes, 0.0
-    if served < timing.served_min_s or death.code == WorkerExit.WRITE_FAILED:
+    if served < timing.served_min_s or death.code in _FAILED_WRITES:
         return _strike(strikes, timing)
     return strikes, 0.0
+
+
+def write_failures_after(failures: int, death: Death, timing: RestartTiming) -> int:
+    """Failed writes in a row after this death; only service without one makes up for them."""
+    if death.served_s is not None and death.served_s >= timing.strikes_forgotten_s:
+        failures = 0
+    return failures + (death.code == WorkerExit.WRITE_FAILED)
 
 
 def after_failed_spawn(strikes: int, timing: RestartTiming) -> tuple[int, float]:

@@ -209,12 +209,14 @@ class Client:
         """A page of the stored objects of a namespace, in order, from all workers.
 
         Ids and names, sizes on disk, which are in memory, next alarms.  `cursor` is the former listing's
-        `cursor`; only None means the end.  Raises `InvalidArgument` for a limit out of range.
+        `cursor`; only None means the end.  Raises `InvalidArgument` for a limit out of range,
+        `UnknownNamespace` when no such class is loaded and nothing of one is stored.
         """
-        if not 1 <= limit <= _LIMITS.list_entries_max:
-            raise InvalidArgument(f"limit is 1 to {_LIMITS.list_entries_max}, not {limit}")
-        args = [namespace_of(ns), prefix, limit, next_cursor(cursor)]
-        return merge_listings(await self.ask_workers("list", args), limit)
+        if type(limit) is not int or not 1 <= limit <= _LIMITS.list_entries_max:
+            raise InvalidArgument(f"limit is an int of 1 to {_LIMITS.list_entries_max}, not {limit!r:.80}")
+        namespace = namespace_of(ns)
+        answers = await self.ask_workers("list", [namespace, prefix, limit, next_cursor(cursor)])
+        return merge_listings(answers, limit, namespace)
 
     async def stats(self) -> _Figures:
         """Figures of each worker, in their order: live objects, turns, waiting outputs and more."""

@@ -82,7 +82,7 @@ class Limits:
     oldest are dropped, and retries of what is older are refused."""
     reply_window_bytes_max: int = 256 * KIB
     """Bytes of those replies, which each commit of the object writes again; larger ones are not kept."""
-    reply_windows_max: int = 16_384
+    reply_windows_max: int = 6_000
     """Clients' windows in a worker's memory that nothing needs: the others are read again when needed."""
     clients_known_max: int = 10_000
     """Clients that a worker knows the open calls of; a forgotten one tells them again with its next call."""
@@ -181,6 +181,15 @@ class Limits:
     """Service for this long makes up for all earlier failures of a process, and restarts cost no pause."""
     restart_pause_max_s: float = 30.0
     """Longest pause before a process that fails again and again is started: 0, 0.1, 1, 5, then this."""
+    write_failures_max: int = 4
+    """Failed writes of a worker in a row, not for want of space, after which its shard is parked: the disk is
+    broken, and each restart reads what may exist in the page cache only."""
+    disk_free_min_bytes: int = 256 * MIB
+    """Less free space than this is warned of: a start replays and compacts up to some 10 MiB per worker."""
+    disk_free_min_share: float = 0.02
+    """The same as a share of the file system, whichever is more: large disks also fill up faster."""
+    disk_look_s: float = 30.0
+    """The supervisor looks at the free space this often."""
 
     # --- misbehaviour
     turn_blocked_s: float = 0.1

@@ -189,8 +189,12 @@ class DurableObject:
     the generator is closed there, or cancelled where it waits, as the object was at its last item.
     """
 
-    version: ClassVar[int] = 1
-    """Version of what objects of the class store, 1 or higher; see `on_migrate`."""
+    version: Any = 1
+    """Version of what objects of the class store, an int of 1 or higher; see `on_migrate`.
+
+    Only a plain int in a class body is that.  A class with a method, a property or a durable field of this
+    name keeps it for itself, and its objects stay at version 1.
+    """
 
     _perdure_namespace: ClassVar[str] = ""
     _perdure_cell: Cell
@@ -199,7 +203,10 @@ class DurableObject:
         super().__init_subclass__(**options)
         chosen = namespace if namespace is not None else cls.__name__
         if not _is_namespace(chosen):
-            raise TypeError(f"{cls.__qualname__}: a namespace is {_NAMESPACE_RULE}: {chosen!r}")
+            raise TypeError(
+                f"{cls.__qualname__}: a namespace is {_NAMESPACE_RULE}: {chosen!r}; give it one: "
+                f'class {cls.__name__}(DurableObject, namespace="...")'
+            )
         cls._perdure_namespace = chosen
 
     @property

@@ -7,7 +7,8 @@ import signal
 import pytest
 
 from perdure.exits import WorkerExit
-from perdure_cli.blame import Ending, judge, last_stack
+from perdure_cli.blame import Ending, how_it_ended, judge, last_stack
+from perdure_cli.events import Role
 from perdure_worker.marks import Marked, Seen
 
 TURN = Marked("Room", "enter", bytes(32))
@@ -20,7 +21,7 @@ Thread 0x00007f00cc (most recent call first):
 
 Current thread 0x0000{thread:x} (most recent call first):
   File "/usr/lib/ctypes/__init__.py", line 519 in string_at
-  File "rooms.py", line 7 in enter
+  File "/srv/app/rooms.py", line 7 in enter
   File "/site-packages/perdure_worker/execution.py", line 173 in _step
   File "/usr/lib/asyncio/runners.py", line 118 in run
 
@@ -31,7 +32,7 @@ Thread 0x00007f00cc (most recent call first):
   File "/usr/lib/threading.py", line 331 in wait
 
 Thread 0x0000{thread:x} (most recent call first):
-  File "rooms.py", line 9 in hold
+  File "/srv/app/rooms.py", line 9 in hold
 """
 FOREIGN = "Fatal Python error: Aborted\n\nThread 0x00007f00aa (most recent call first):\n"
 
@@ -81,6 +82,7 @@ def test_an_exit_while_only_a_thread_runs_a_method_blames_that() -> None:
 
 def test_a_failed_write_and_an_ordered_stop_blame_nobody() -> None:
     assert blamed(WorkerExit.WRITE_FAILED, seen(blocked=TURN)) is None
+    assert blamed(WorkerExit.NO_SPACE, seen(blocked=TURN)) is None
     assert blamed(-signal.SIGKILL, seen(blocked=TURN), killed=True, ordered=True) is None
     assert blamed(-signal.SIGSEGV, seen(), ordered=True) is None
 
@@ -113,3 +115,9 @@ def test_the_stack_of_the_thread_that_died_or_hung_is_told_without_our_own_frame
     assert last_stack(seen(stacks=HELD.format(thread=LOOP))) == "rooms.py:9 hold"
     assert last_stack(seen(stacks="")) == ""
     assert last_stack(seen(stacks="rubbish")) == ""
+
+
+def test_an_exit_with_0_is_an_ordered_stop_only_of_who_was_asked() -> None:
+    assert WorkerExit.STOPPED.meaning in how_it_ended(Role.WORKER, 0, asked=True)
+    assert "nobody asked it to stop" in how_it_ended(Role.WORKER, 0, asked=False)
+    assert how_it_ended(Role.WORKER, 70, asked=False).endswith(WorkerExit.WRITE_FAILED.meaning)

@@ -83,9 +83,9 @@ class Cluster:
         if wait:
             self.wait_until("the cluster answers", self._answers)
 
-    def stop(self) -> None:
-        """Ordered stop: SIGTERM, and the supervisor must exit with 0."""
-        self.supervisor.send_signal(signal.SIGTERM)
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Ordered stop by that signal; the supervisor must exit with 0."""
+        self.supervisor.send_signal(number)
         try:
             code = self.supervisor.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:

@@ -29,7 +29,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 def client(cluster: Cluster) -> Iterator[SyncClient]:
-    with cluster.connect() as client:
+    with cluster.connect(retry=False) as client:
         yield client
 
 
@@ -75,13 +75,13 @@ def test_an_object_that_kills_its_worker_three_times_is_quarantined_and_its_neig
 
 def test_a_restart_of_the_whole_tries_a_quarantined_object_again(tmp_path: Path) -> None:
     with running_cluster(APP, tmp_path / "data", workers=1) as cluster:
-        with cluster.connect() as client:
+        with cluster.connect(retry=False) as client:
             for _ in range(3):
                 kill_by(client, "bad", "crash")
             assert type(kill_by(client, "bad", "fine")) is NotExecuted
         cluster.stop()
         cluster.start()
-        with cluster.connect() as client:
+        with cluster.connect(retry=False) as client:
             assert client.get(Poison, "bad").fine() == "fine"
             kill_by(client, "bad", "abort")
             assert type(kill_by(client, "bad", "fine")) is NotExecuted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,11 +15,9 @@ from perdure.errors import (
     ShardUnavailable,
     UnknownMethod,
 )
-from perdure.named import NamedRequests
-from perdure.pacing import Pacing
 from perdure.stub import make_target
 
-from .caller_scene import LIMITS, Scene, map_of, name_at
+from .caller_scene import Scene, map_of, name_at
 
 TWO = map_of(1, 1, 1)
 
@@ -171,19 +168,6 @@ def test_a_batch_that_comes_back_unexecuted_with_the_news_of_the_death_is_not_ta
     assert type(future.exception(0)) is UnknownMethod
 
 
-# --- the budget
-
-
-def test_retries_beyond_the_budget_wait_longer_and_none_is_given_up() -> None:
-    pacing = Pacing(random.Random(1))
-    rate = LIMITS.client_retries_per_second_max
-    times = [pacing.allow(100.0) for _ in range(3 * rate)]
-    assert times == sorted(times)
-    assert sum(when == 100.0 for when in times) == pytest.approx(rate, abs=1)
-    assert times[-1] == pytest.approx(102.0, abs=0.01)
-    assert pacing.allow(200.0) == 200.0
-
-
 def test_of_many_lost_calls_some_wait_for_the_budget_and_all_are_sent(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,39 +179,6 @@ def test_of_many_lost_calls_some_wait_for_the_budget_and_all_are_sent(
     assert 10 <= len(scene.sent[-1].items) <= 11
     scene.pass_time(3.0)
     assert sorted(item.sequence for sent in scene.sent[1:] for item in sent.items) == list(range(1, 31))
-
-
-# --- request ids of one's own
-
-
-class _Sender:
-    def __init__(self) -> None:
-        self.requests: list[Any] = []
-
-    def start(self, target: Any, method: str, args: Any, kwargs: Any, spec: Any, request: Any = None) -> Any:
-        self.requests.append(request)
-
-    def refuse(self, error: Any) -> Any:
-        return error
-
-
-def test_stubs_of_one_request_id_repeat_the_ids_of_their_calls() -> None:
-    sender = _Sender()
-    target = make_target("Counter", "a", None, {})
-    for request_id in ("order 7", b"order 7", "order 8"):
-        stub = NamedRequests(request_id, sender)
-        for _ in range(2):
-            stub.start(target, "m", [], None, None)
-    first, second, again, _, other, _ = sender.requests
-    assert first == again
-    assert (len(first[0]), first[1:], second[1:]) == (16, (1, b"", 0), (2, b"", 0))
-    assert other[0] != first[0]
-
-
-@pytest.mark.parametrize("request_id", ["", b"", "x" * 513, 7, None, "\ud800"])
-def test_what_is_no_request_id_is_refused(request_id: Any) -> None:
-    with pytest.raises(InvalidArgument):
-        NamedRequests(request_id, _Sender())
 
 
 def test_a_request_of_ones_own_travels_with_every_try(scene: Scene) -> None:

@@ -363,7 +363,7 @@ class Scene:
     def listed(self, cls: Any, **options: Any) -> list[tuple[bytes, str | None]]:
         """(id, name) of the namespace's stored objects, as `client.list` finds them."""
         args = [namespace_of(cls), options.get("prefix", ""), options.get("limit", 100), b""]
-        _, rows = self.call_worker("list", args)
+        _, rows, _ = self.call_worker("list", args)
         return [(row[1], row[2]) for row in rows]
 
     # --- callers

@@ -57,7 +57,7 @@ def names(rows: list[Any]) -> list[Any]:
 
 def listed(scene: Any, *args: Any) -> list[Any]:
     """The rows of an answer after which nothing follows."""
-    more, rows = scene.call_worker("list", [*args, *["", 100, b""][len(args) - 1 :]])
+    more, rows, _ = scene.call_worker("list", [*args, *["", 100, b""][len(args) - 1 :]])
     assert more is False
     return rows
 
@@ -66,7 +66,7 @@ def all_pages(scene: Any, prefix: str, limit: int) -> list[list[Any]]:
     pages: list[list[Any]] = []
     more, after = True, b""
     while more:
-        more, rows = scene.call_worker("list", ["Room", prefix, limit, after])
+        more, rows, _ = scene.call_worker("list", ["Room", prefix, limit, after])
         assert rows or not more
         pages.append(rows)
         after = rows[-1][0] if rows else b""
@@ -109,6 +109,16 @@ def test_an_object_that_was_emptied_or_is_not_in_memory_is_listed_as_it_is_store
     assert "a" not in names(listed(restarted, "Room"))
     assert names(listed(restarted, "Other")) == []
     assert not restarted.host.live
+
+
+def test_an_answer_says_whether_there_is_such_a_namespace(make_scene: Any) -> None:
+    assert make_scene(Room).call_worker("list", ["Room", "", 10, b""]) == [False, [], True]
+    disk = fill(make_scene).disk
+    without_room = make_scene(Other, disk=disk)
+    for prefix in ("a/", "nothing"):
+        assert without_room.call_worker("list", ["Room", prefix, 10, b""])[2] is True, "it has stored objects"
+    for namespace in ("Nope", "Roo", "Room2"):
+        assert without_room.call_worker("list", [namespace, "", 10, b""]) == [False, [], False]
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ class AlarmTurn(SystemTurn):
         """See `SystemTurn.failed`."""
         if self._begun and resident.storage is not None:
             resident.storage._forget_alarm()
-        if self._begun or resident.start_error is not None:
+        if self._begun or (resident.trouble is not None and resident.trouble.error is not None):
             try:
                 self._alarms.count_failure(self._due, resident, self._text(error))
             except StorageError as damage:

@@ -30,7 +30,7 @@ Request = tuple[Any, ...]
 class Client:
     """One client as this worker knows it."""
 
-    __slots__ = ("floor", "flush", "id", "low", "stragglers")
+    __slots__ = ("floor", "flush", "id", "last", "low", "settled", "since", "stragglers")
 
     def __init__(self, client_id: bytes) -> None:
         self.id = client_id
@@ -41,6 +41,17 @@ class Client:
         self.stragglers: tuple[int, ...] = ()
         self.low = 0
         """All calls below it have ended."""
+        self.last = 0
+        """Its latest call."""
+        self.since = 0
+        """The last of those calls whose records may be on disk and not in memory."""
+        self.settled = False
+        """Whether all of those have ended."""
+
+    def unsettle(self, sequence: int) -> None:
+        """Records of calls up to the latest, or to `sequence`, leave memory."""
+        self.since = max(self.since, self.last, sequence)
+        self.settled = self.low > self.since
 
     def has_ended(self, sequence: int) -> bool:
         """Whether the client does not wait for this call any more, and will not send it again."""
@@ -71,11 +82,19 @@ class Clients:
         if flush < client.flush:
             return client, True
         if flush > client.flush:
+            client.last = head[2]
+            if not client.flush:  # former incarnations may have recorded its calls
+                client.since = client.last
             client.flush = flush
             client.floor = head[3]
             client.stragglers = tuple(head[4:])
             client.low = min(head[3:])
+            client.settled = client.low > client.since
         return client, False
+
+    def find(self, client_id: bytes) -> Client | None:
+        """The client, if it called lately."""
+        return self._clients.get(client_id)
 
     def _get(self, client_id: Any) -> Client:
         client = self._clients.get(client_id)

@@ -34,7 +34,7 @@ from perdure_worker.interleaving import run_beside
 from perdure_worker.marks import MARK
 from perdure_worker.pace import Pace
 from perdure_worker.peers import Peer
-from perdure_worker.resident import Resident
+from perdure_worker.resident import Resident, StartTrouble
 from perdure_worker.retries import Retries
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.streams import StreamEnd, Streams
@@ -420,7 +420,8 @@ class Execution(Retries):
         now = self.clock()
         resident.turn = turn = (None, 0, None, now + self.limits.turn_max_s, chain, None)
         resident.used = now
-        resident.start_error = None
+        if resident.trouble is not None:
+            resident.trouble.error = None
         self._start_behind_gate(resident, turn, None)
 
     def _start_behind_gate(self, resident: Resident, turn: Turn, _: None) -> None:
@@ -463,16 +464,17 @@ class Execution(Retries):
             self._join(resident, changes)
         self.progress.pop(id(turn), None)
         resident.turn = None
-        resident.failures = 0
+        resident.trouble = None
         self.on_idle(resident)
 
     def _start_failed(self, resident: Resident, error: BaseException) -> None:
         # The next call tries again at once, later ones with growing pauses.
-        doublings = min(resident.failures - 1, _START_DOUBLINGS_MAX)
-        pause = _START_PAUSE_S * 2**doublings if resident.failures else 0.0
-        resident.failures += 1
-        resident.retry_at = self.clock() + min(pause, self.limits.start_backoff_max_s)
-        resident.start_error = error
+        trouble = resident.trouble = resident.trouble or StartTrouble()
+        doublings = min(trouble.failures - 1, _START_DOUBLINGS_MAX)
+        pause = _START_PAUSE_S * 2**doublings if trouble.failures else 0.0
+        trouble.failures += 1
+        trouble.retry_at = self.clock() + min(pause, self.limits.start_backoff_max_s)
+        trouble.error = error
         resident.turn = None
         self.end_incarnation(resident, error)
         told = {"object": resident.label, "error": describe_error(error)}

@@ -27,7 +27,7 @@ from perdure.errors import (
 )
 from perdure.ids import id_from_name, is_id_of, slot_of
 from perdure_storage.snapshot import close_abandoned
-from perdure_worker.clients import Client, Clients, Request, labels_of, read_context
+from perdure_worker.clients import Client, Request, labels_of, read_context
 from perdure_worker.fairness import RoundRobin
 from perdure_worker.intake import PORTION, Intake, readable_items
 from perdure_worker.interleaving import can_start, goes_first
@@ -63,7 +63,6 @@ class Host(Refusals):
         self.quarantine = parts.quarantine
         self._timeout_s = settings.limits.call_timeout_s
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
-        self._clients = Clients()
         self._intake = Intake(settings.limits, parts.clock)
         self._at_once = 1  # calls between two looks at the clock: few while the last ones took long
         self._runnable: RoundRobin[Resident] = RoundRobin()
@@ -81,7 +80,7 @@ class Host(Refusals):
         if type(items) is not list or not items or len(items) > self.limits.batch_calls_max:
             raise InvalidArgument("a batch is a list: the client, then at most 4,095 calls")
         try:
-            client, overtaken = self._clients.on_batch(items[0])
+            client, overtaken = self.clients.on_batch(items[0])
         except TypeError as error:
             raise InvalidArgument(f"a batch begins with its client: {error}") from None
         if overtaken:
@@ -306,10 +305,12 @@ class Host(Refusals):
         """Where it waits; None when it has failed, because its object cannot start."""
         if resident.instance is None and resident.turn is None:
             # Its start failed, or it aborted itself.
-            if resident.start_error is None or waiting.arrived > resident.retry_at:
+            trouble = resident.trouble
+            if trouble is None or trouble.error is None or waiting.arrived > trouble.retry_at:
                 self.begin_start(resident, item[8])
-            if resident.start_error is not None:
-                self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
+                trouble = resident.trouble
+            if trouble is not None and trouble.error is not None:
+                self.reply_failure(resident, waiting.peer, item[0], trouble.error)
                 return None
         mailbox = resident.mailbox
         if mailbox is None:
@@ -329,11 +330,6 @@ class Host(Refusals):
         """The object's turn has ended; its next waiting call starts soon."""
         if resident.mailbox is not None:
             self._runnable.add(resident.mailbox.next_client, resident)
-
-    def touch(self, resident: Resident) -> None:
-        """The object was in use until now."""
-        resident.used = self.clock()
-        self.live.move_to_end(resident.key)
 
     def fail_waiting(self, resident: Resident, error: BaseException) -> None:
         """Every waiting call of the object gets this error."""

@@ -5,7 +5,7 @@ and the method of the step that the loop was in, and of each `@blocking` method 
 supervisor makes the memory (a memfd: a file would be written back to the disk, and a write to a page that
 is on its way there can wait for it), hands it to one incarnation, and reads it when that has ended.
 
-A note costs a turn 0.05 µs (docs/decisions/0013-what-kills-a-worker.md).
+A note costs a turn 0.12 µs (docs/decisions/0013-what-kills-a-worker.md).
 """
 
 from __future__ import annotations

@@ -25,10 +25,11 @@ _SIZED_BYTES_MAX: Final = 64 * 1024
 
 
 def list_objects(host: Host, namespace: str, prefix: str, limit: int, after: bytes) -> list[Any]:
-    """``[more, rows]``: rows ``[position, id, name, size, live, next alarm]`` behind `after`, in order.
+    """``[more, rows, known]``: objects behind `after`, in the order of their positions.
 
-    `more` tells whether objects follow the last row, of which there is at least one then. The size is in
-    bytes of rows on disk, the next alarm in milliseconds since the epoch or None.
+    Rows are ``[position, id, name, size, live, next alarm]``: the size in bytes of rows on disk, the alarm in
+    milliseconds since the epoch or None. `more` tells whether objects follow the last row, of which there is
+    at least one then; `known` whether a class of this namespace is loaded or anything of one is stored.
     """
     if not isinstance(namespace, str) or not isinstance(prefix, str) or not isinstance(after, bytes):
         raise InvalidArgument("list takes a namespace, a prefix (str), a limit and a position (bytes)")
@@ -44,7 +45,7 @@ def list_objects(host: Host, namespace: str, prefix: str, limit: int, after: byt
     with host.engine.scan(start, stop) as scan:
         for key, record in scan:
             if len(rows) == limit or rows_left <= 0 or bytes_left <= 0:
-                return [True, rows]
+                return [True, rows, True]
             row = keys.parse_names_row(key)
             slot, object_id = keys.parse_names_value(records.unseal(key, record))
             facts = _Facts(host.engine, keys.object_prefix(slot, namespace, object_id))
@@ -53,7 +54,12 @@ def list_objects(host: Host, namespace: str, prefix: str, limit: int, after: byt
             resident = host.live.get(object_id)
             live = resident is not None and resident.instance is not None
             rows.append([key[len(base) :], object_id, row.name, facts.size, live, facts.next_alarm_ms])
-    return [False, rows]
+    return [False, rows, namespace in host.classes or _has_rows(host.engine, base)]
+
+
+def _has_rows(engine: Engine, prefix: bytes) -> bool:
+    with engine.scan(prefix, keys.prefix_end(prefix)) as scan:
+        return any(True for _ in scan)
 
 
 class _Facts:

@@ -37,8 +37,8 @@ from perdure.links import DoorLinks
 from perdure.remote_errors import ExceptionLoader
 from perdure.slotmap import slot_map_from_wire
 from perdure_storage.commit import Committer
+from perdure_storage.endings import exit_of_open
 from perdure_storage.engine import Engine
-from perdure_storage.errors import DamagedRecord, NewerFormat, ShardDamaged, ShardLocked, StaleEpoch
 from perdure_storage.memory import MemoryEngine
 from perdure_storage.shard import open_shard
 from perdure_worker.config import WorkerConfig
@@ -52,14 +52,6 @@ from perdure_worker.settings import Collaborators, HostSettings
 __all__ = ["Worker", "main"]
 
 log = logging.getLogger("perdure.worker")
-
-_EXITS = (
-    (StaleEpoch, WorkerExit.STALE_EPOCH),
-    (ShardDamaged | DamagedRecord, WorkerExit.SHARD_DAMAGED),
-    (NewerFormat, WorkerExit.NEWER_FORMAT),
-    (ShardLocked, WorkerExit.SHARD_LOCKED),
-)
-"""What each error of opening the store means; any other may pass, and the data is left as it is."""
 
 _LIMITS = Limits()
 _TICK_S, _FOLLOW_S = 0.05, 1.0
@@ -477,7 +469,7 @@ def main(argument: str) -> WorkerExit:
         guard = Guard(config, engine, _LIMITS)
     except Exception as error:
         log.critical("the store cannot be opened: %s", error, extra={"shard": config.shard})
-        return next((code for kind, code in _EXITS if isinstance(error, kind)), WorkerExit.STORE_UNAVAILABLE)
+        return exit_of_open(error)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     gc.set_threshold(*_GC_THRESHOLDS)
     gc.freeze()

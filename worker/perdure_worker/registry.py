@@ -83,11 +83,14 @@ def _beginning(cls: type[DurableObject]) -> Callable[[Any], Any] | None:
 
 
 def _version(cls: type[DurableObject]) -> int:
-    version: object = cls.version
+    version: object = inspect.getattr_static(cls, "version")
+    # The name is a common one: a method, a property or a durable field of it is the user's own.
+    if callable(version) or isinstance(version, DurableField) or hasattr(type(version), "__get__"):
+        return 1
     if type(version) is not int or version < 1:
         raise TypeError(
             f"{cls.__qualname__}.version is the version of what its objects store, an int of 1 or higher, "
-            f"not {describe(version)}; give anything else another name"
+            f"not {describe(version)}; give any other value another name"
         )
     return version
 

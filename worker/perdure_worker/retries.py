@@ -13,7 +13,7 @@ from typing import Any
 
 from perdure import codec
 from perdure.errors import InvalidArgument, OutcomeUnknown, PerdureError
-from perdure_worker.clients import Client, Request
+from perdure_worker.clients import Client, Clients, Request
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
@@ -41,7 +41,10 @@ class Retries(Writes):
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
         super().__init__(settings, parts)
-        self.windows = ReplyWindows(parts.engine, self._groups, settings.limits, parts.wall_clock)
+        self.clients = Clients(settings.limits.clients_known_max)
+        self.windows = ReplyWindows(
+            parts.engine, self._groups, settings.limits, parts.wall_clock, self.clients
+        )
 
     def is_known(
         self, resident: Resident, peer: Peer, sequence: int, request: Request, client: Client | None

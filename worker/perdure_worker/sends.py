@@ -104,6 +104,8 @@ class Sends:
         self.outbox = Outbox(self._delivery, host.limits, parts.clock, parts.randomness)
         self._reserved = unseal_number(keys.SENDS_KEY, host.engine.get(keys.SENDS_KEY)) or 0
         self._last = self._reserved
+        self.plans: dict[bytes, Plans] = {}
+        """Of each object in memory that has sent something, by its id."""
         host.timetable.serve(keys.OUTBOX, self._on_due, lambda: True, self.stats)
 
     # --- in a turn
@@ -139,9 +141,9 @@ class Sends:
 
     def _add(self, resident: Resident, message: Message, *, replaces: bool = False) -> None:
         storage = self._host.storage_of(resident)
-        plans = resident.sends
+        plans = self.plans.get(resident.key)
         if plans is None:
-            plans = resident.sends = Plans()
+            plans = self.plans[resident.key] = Plans()
         self._check_turn(plans)
         if not replaces:
             self._check_room(resident, plans, message)
@@ -233,7 +235,7 @@ class Sends:
 
     def take(self, resident: Resident, storage: ObjectStorage) -> list[Message]:
         """The messages of this commit, out of the write-set, which alone says what the turn wrote."""
-        plans = resident.sends
+        plans = self.plans.get(resident.key)
         if plans is None or not plans.made:
             return []
         made, plans.made, plans.made_bytes = plans.made, {}, 0
@@ -243,7 +245,7 @@ class Sends:
     def join(self, resident: Resident, storage: ObjectStorage, messages: list[Message]) -> None:
         """Puts their rows into the write-set, and lets them leave when the open group is durable."""
         now_us, now_ms = self.now_us(), self.now_ms()
-        plans = resident.sends
+        plans = self.plans.get(resident.key)
         assert plans is not None
         for message in messages:
             self._last = message.sequence = max(self._last + 1, now_us)
@@ -262,8 +264,9 @@ class Sends:
 
     def forget(self, resident: Resident) -> None:
         """The turn has failed: its write-set is gone, and its messages with it."""
-        if resident.sends is not None:
-            resident.sends.made, resident.sends.made_bytes = {}, 0
+        plans = self.plans.get(resident.key)
+        if plans is not None:
+            plans.made, plans.made_bytes = {}, 0
 
     def leave(self, messages: list[Message], *_: Any) -> None:
         """The commit of these messages is durable: they may go.  An output of the gate."""
@@ -279,10 +282,14 @@ class Sends:
         self.outbox.pump()
 
     def _on_ended(self, message: Message) -> None:
-        resident = self._host.resident_of(message.prefix[-keys.ID_BYTES :])
-        if resident is not None and resident.sends is not None:
-            resident.sends.stored -= 1
-            resident.sends.bytes -= message.size
+        plans = self.plans.get(message.prefix[-keys.ID_BYTES :])
+        if plans is not None:
+            plans.stored -= 1
+            plans.bytes -= message.size
+
+    def evict(self, resident: Resident) -> None:
+        """The object leaves memory."""
+        self.plans.pop(resident.key, None)
 
     def tick(self) -> None:
         """Call about every 50 ms."""

@@ -41,10 +41,6 @@ class SystemWork(Execution):
     def _mailbox_for(self, resident: Resident, waiting: Waiting, item: list[Any]) -> Mailbox | None:
         """Where it waits; None when it has failed, because its object cannot start."""
 
-    def resident_of(self, key: bytes) -> Resident | None:
-        """The object of this id, if it is in memory."""
-        return self.live.get(key)
-
     def start_due(self) -> None:
         """Starts some of what is due: alarms and the like."""
         self.in_turns(self.timetable.start)
