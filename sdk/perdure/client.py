@@ -182,7 +182,8 @@ class Client:
     ) -> Any:
         """A stub of the object `key` (its name or id) of a class or namespace; runs and sends nothing.
 
-        `timeout` is the deadline of each call, in seconds (30 by default).  `request_id` is an idempotency
+        `timeout` is the deadline of each call, in seconds (30 by default, at most an hour).  A method that
+        awaits may run until then, and for `Limits.turn_max_s` in any case.  `request_id` is an idempotency
         key of the caller's own: the n-th call of every stub with it is one request, which takes effect once
         and has one answer (kept for `Limits.reply_named_ttl_s`), however often and by whomever it is
         repeated; with another method or other arguments it is refused.  Raises `InvalidArgument`.

@@ -98,7 +98,11 @@ class Context(Protocol):
     @overload
     def get(self, cls: str, key: str | ObjectId, *, timeout: float | None = None) -> Any: ...
     def get(self, cls: Any, key: str | ObjectId, *, timeout: float | None = None) -> Any:
-        """A stub of another object.  Calling it is a commit point of the running turn."""
+        """A stub of another object.  Calling it is a commit point of the running turn.
+
+        `timeout` is the deadline of each call in seconds, 30 by default; that of the running turn's own call
+        comes first.
+        """
 
     def send(
         self,

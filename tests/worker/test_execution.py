@@ -17,7 +17,7 @@ from uuid import UUID
 
 import pytest
 
-from perdure import DurableObject, Limits, RemoteError, durable, interleaved, register_exception
+from perdure import DurableObject, Limits, RemoteError, durable, register_exception
 from perdure.errors import InvalidArgument, MessageTooLarge
 from worker.host_scene import Scene, results, take_time
 
@@ -153,10 +153,6 @@ class Thing(DurableObject):
 
     async def hold(self) -> None:
         await self.go.wait()
-
-    @interleaved
-    async def outstay_beside(self, swallow: bool, commit: bool) -> str:
-        return await self.outstay(swallow, commit)
 
     async def outstay(self, swallow: bool, commit: bool) -> str:
         self.value = 99
@@ -469,22 +465,6 @@ def test_a_turn_over_its_limit_is_cancelled_and_leaves_no_trace_even_if_it_swall
     assert scene.values(Thing, "a") == {}
     log = scene.call(Thing, "a", "look")
     assert log == ["cancelled"] * (1 if commit else cancellations)
-
-
-@pytest.mark.parametrize("method", ["outstay", "outstay_beside"])
-def test_a_caller_that_waits_longer_than_turns_may_run_lets_its_turn_run_until_its_deadline(
-    make_scene: Any, method: str
-) -> None:
-    scene = make_scene(Thing, limits=Limits(turn_max_s=5))
-    cut = scene.start(Thing, "a", method, False, False, timeout_ms=60_000)
-    scene.advance(59.9)
-    assert not cut.answered
-    scene.advance(0.2)
-    scene.commit()
-    raised = cut.error()
-    assert isinstance(raised, RemoteError)
-    assert raised.type_name == "perdure_worker.execution.TurnLimit"
-    assert scene.call(Thing, "a", "look") == ["cancelled"]
 
 
 def test_a_turn_that_ends_in_time_is_not_cancelled_later(make_scene: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from perdure import DurableObject, Limits, codec
+from perdure import DurableObject, Limits, RemoteError, codec, interleaved
 from perdure_worker.pace import Pace
 from worker.host_scene import Scene, SteppedLoop, take_time
 
@@ -38,6 +38,20 @@ class Busy(DurableObject):
             await asyncio.sleep(0)  # sleep: the span's end is what this is about
             use(seconds / steps)
         return use(0)
+
+
+class Long(DurableObject):
+    cancelled = 0
+
+    async def outstay(self) -> None:
+        try:
+            await take_time(1_000)
+        finally:
+            Long.cancelled += 1
+
+    @interleaved
+    async def outstay_beside(self) -> None:
+        await self.outstay()
 
 
 class Slow(Busy):
@@ -244,3 +258,21 @@ def test_a_slice_begins_with_the_first_turn_and_ends_with_the_iteration() -> Non
     pace.end()
     assert not pace.is_over()
     assert pace.half(now[0]) == pytest.approx(now[0] + 0.01)
+
+
+@pytest.mark.parametrize("method", ["outstay", "outstay_beside"])
+@pytest.mark.parametrize(("timeout_s", "limit_s"), [(1, 5), (60, 60)])
+def test_a_turn_is_cut_at_its_limit_or_at_the_deadline_of_a_caller_that_waits_longer(
+    make_scene: MakeScene, method: str, timeout_s: int, limit_s: int
+) -> None:
+    Long.cancelled = 0
+    scene = make_scene(Long, limits=Limits(turn_max_s=5))
+    cut = scene.start(Long, "a", method, timeout_ms=1_000 * timeout_s)
+    scene.advance(limit_s - 0.1)
+    assert not cut.answered
+    scene.advance(0.2)
+    scene.commit()
+    raised = cut.error()
+    assert isinstance(raised, RemoteError)
+    assert raised.type_name == "perdure_worker.execution.TurnLimit"
+    assert Long.cancelled == 1

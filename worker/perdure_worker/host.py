@@ -64,6 +64,7 @@ class Host(Refusals):
         self._timeout_s = settings.limits.call_timeout_s
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
         self._intake = Intake(settings.limits, parts.clock)
+        self._at_once = 1  # calls between two looks at the clock: few while the last ones took long
         self._runnable: RoundRobin[Resident] = RoundRobin()
         self._expiry = ExpiryWheel(parts.clock())
         self._unknown_fields: set[tuple[str, str]] = set()
@@ -94,7 +95,7 @@ class Host(Refusals):
     def _on_items(
         self, peer: Peer, client: Client, items: list[Any], base: float, now: float, size: int | None
     ) -> None:
-        until = self.pace.begin(now)
+        until = self.pace.until or self.pace.begin(now)
         start = 1
         if len(items) <= PORTION and now < until and not self._intake:
             start = self._look_at(peer, client, items, start, base, now, size, until)
@@ -119,20 +120,24 @@ class Host(Refusals):
         size: int | None,
         until: float,
     ) -> int:
-        """Takes calls up to a portion, one at least; the index of the first that is left."""
-        stop = min(start + PORTION, len(items))
-        step = 1
-        while start < stop:
-            for item in items[start : min(start + step, stop)]:
+        """Takes calls, about a portion and one at least; the index of the first that is left."""
+        count, enough, step = len(items), start + PORTION, self._at_once
+        while start < enough:
+            for item in items[start : start + step]:
                 try:
                     self._on_call(peer, client, item, base, now, size)
                 except BaseException as error:  # of one call, and none of the others'
                     self._on_odd_call(peer, client, item, base, now, size, error)
             start += step
-            if start < stop and self.clock() >= until:
+            if start >= count:
+                return count
+            if self.clock() >= until:
+                self._at_once = 1
                 return start
-            step = min(2 * step, LOOKS_APART_MAX)
-        return stop
+            if step < LOOKS_APART_MAX:
+                step *= 2
+        self._at_once = step
+        return start
 
     def _on_call(
         self, peer: Peer, client: Client, item: Any, base: float, now: float, size: int | None
@@ -325,11 +330,6 @@ class Host(Refusals):
         """The object's turn has ended; its next waiting call starts soon."""
         if resident.mailbox is not None:
             self._runnable.add(resident.mailbox.next_client, resident)
-
-    def touch(self, resident: Resident) -> None:
-        """The object was in use until now."""
-        resident.used = self.clock()
-        self.live.move_to_end(resident.key)
 
     def fail_waiting(self, resident: Resident, error: BaseException) -> None:
         """Every waiting call of the object gets this error."""

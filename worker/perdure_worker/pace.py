@@ -19,19 +19,20 @@ LOOKS_APART_MAX: Final = 8
 class Pace:
     """The slice of this iteration."""
 
-    __slots__ = ("_clock", "_slice_s", "_until", "_want_turns")
+    __slots__ = ("_clock", "_slice_s", "_want_turns", "until")
 
     def __init__(self, slice_s: float, clock: Callable[[], float], want_turns: Callable[[], None]) -> None:
         self._slice_s = slice_s
         self._clock = clock
         self._want_turns = want_turns
-        self._until = 0.0
+        self.until = 0.0
+        """When the slice ends; 0 while none has begun."""
 
     def begin(self, now: float) -> float:
         """When the slice ends, which begins now if none has begun."""
-        if not self._until:
-            self._until = now + self._slice_s
-        return self._until
+        if not self.until:
+            self.until = now + self._slice_s
+        return self.until
 
     def half(self, now: float) -> float:
         """As `begin`, for who leaves time for another."""
@@ -47,4 +48,4 @@ class Pace:
 
     def end(self) -> None:
         """The iteration ends, or a new one has begun."""
-        self._until = 0.0
+        self.until = 0.0

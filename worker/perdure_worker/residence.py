@@ -21,6 +21,11 @@ class Residence(SystemWork):
         self.idle_evict_s = settings.idle_evict_s
         self.live_objects_max = settings.live_objects_max
 
+    def touch(self, resident: Resident) -> None:
+        """The object was in use until now."""
+        resident.used = self.clock()
+        self.live.move_to_end(resident.key)
+
     def evict_idle(self) -> int:
         """Drops objects without events for `idle_evict_s`, a bounded number at a time; how many went."""
         before = self.clock() - self.idle_evict_s
