@@ -24,9 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
-import zmq
-
-from perdure.channel import Channel, PeerGone, WouldBlock, open_router
+from perdure.channel import Channel, PeerGone, WouldBlock, open_context, open_router
 from perdure.codec import BadMessage, decode, encode
 from perdure.exits import WorkerExit
 from perdure.limits import Limits
@@ -176,7 +174,7 @@ class Supervisor:
         self._loop.set_exception_handler(self._on_defect)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal, number)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        context = open_context()
         self._control = Channel(self._loop, open_router(context, [self._places.control]), self._on_message)
         try:
             self._loop.call_soon(self._feed, Start(_now()))

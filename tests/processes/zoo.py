@@ -131,3 +131,7 @@ class Odd(DurableObject):
     async def echo(self, value: object) -> object:
         """Gives back what came."""
         return value
+
+    async def blob(self, size: int) -> bytes:
+        """That many bytes."""
+        return bytes(size)

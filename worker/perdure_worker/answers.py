@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from perdure import codec, protocol
-from perdure.errors import PerdureError, StorageError, to_wire
+from perdure.errors import Overloaded, PerdureError, StorageError, to_wire
 from perdure.remote_errors import dump_exception
 from perdure_worker.gates import Gate
 from perdure_worker.peers import Peer
@@ -17,8 +17,12 @@ from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.system_turns import SystemTurn
 
-__all__ = ["Answers"]
+__all__ = ["Answers", "LARGE_REPLY_BYTES"]
 
+LARGE_REPLY_BYTES = 16 * 1024
+"""Replies from this size on are counted in bytes; of smaller ones a tick's fit into memory anyway."""
+_READ_FIRST_S = 0.1
+"""A caller that reads has taken what waits for it by then."""
 _SEQUENCE_BITS = (1 << 64) - 1
 
 
@@ -42,6 +46,8 @@ class Answers:
         if peer.raw:
             # The header has room for 64 bits.  A sequence beyond them is nobody's, but must not stop others.
             peer.sequences.append(sequence & _SEQUENCE_BITS)
+        if len(reply) > LARGE_REPLY_BYTES:
+            self.peers.add_large(len(reply))
 
     def refuse(self, peer: Peer | SystemTurn, sequence: int, error: PerdureError) -> None:
         """The call did not run; its answer waits for nothing."""
@@ -49,6 +55,17 @@ class Answers:
             peer.dropped()
             return
         self.reply(peer, sequence, self.error_reply(sequence, error))
+
+    def unread(self, peer: Peer) -> PerdureError | None:
+        """Why a call of a peer that does not read its replies is refused; None for all others."""
+        if peer.identity not in self.peers.full:
+            return None
+        return Overloaded(
+            "replies wait that their caller does not read (half of reply_queue_bytes_max); nothing was "
+            "executed: read them, or ask for less at a time",
+            limit="reply_queue_bytes_max",
+            retry_after=_READ_FIRST_S,
+        )
 
     def error_reply(self, sequence: int, error: PerdureError) -> bytes:
         """What `refuse` sends."""

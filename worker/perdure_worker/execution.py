@@ -26,6 +26,7 @@ from perdure.codec import SCALARS
 from perdure.errors import InvalidArgument, MessageTooLarge, PerdureError
 from perdure.methods import Method
 from perdure_worker import migrations
+from perdure_worker.answers import LARGE_REPLY_BYTES
 from perdure_worker.cell import Aborted
 from perdure_worker.clients import Request
 from perdure_worker.interleaving import run_beside
@@ -74,6 +75,7 @@ class Execution(Retries):
         self.caller = parts.caller
         self.thread = threading.get_ident()
         self.turns = 0
+        self._large_reply_bytes = min(LARGE_REPLY_BYTES, settings.limits.message_bytes_max)
         self._message_bytes_max = settings.limits.message_bytes_max
         self._context = copy_context()
         self._spare = TurnTask(parts.loop)
@@ -249,8 +251,8 @@ class Execution(Retries):
                 reply = self._pack([sequence, protocol.STATUS_RESULT, result])
             else:
                 reply = b"\x93" + self._pack(sequence) + b"\x00" + codec.encode(result)
-            if len(reply) > self._message_bytes_max:
-                self._too_large(len(reply))
+            if len(reply) > self._large_reply_bytes:
+                self._on_large(len(reply))
             # As `_changes`, without the call (0.05 µs).
             changes = resident.changed_fields(self._pack, self._value_bytes_max)
             if changes is None and resident.storage is not None and resident.storage._dirty:
@@ -326,12 +328,14 @@ class Execution(Retries):
         self.on_idle(resident)
         work.ended(resident)
 
-    def _too_large(self, size: int) -> None:
-        raise MessageTooLarge(
-            f"the result has {size} bytes encoded; the limit is {self._message_bytes_max}",
-            size=size,
-            limit=self._message_bytes_max,
-        )
+    def _on_large(self, size: int) -> None:
+        if size > self._message_bytes_max:
+            raise MessageTooLarge(
+                f"the result has {size} bytes encoded; the limit is {self._message_bytes_max}",
+                size=size,
+                limit=self._message_bytes_max,
+            )
+        self.pace_large_replies(size)
 
     def _fail(self, resident: Resident, turn: Turn, error: BaseException) -> None:
         progress = self.progress.pop(id(turn), None)
