@@ -186,5 +186,15 @@ class Limits:
     """Rows of the due index read at once; a start reads one page, however many alarms are pending."""
     due_rows_max: int = 4_096
     """Rows of the due index in memory, the soonest ones; the rest stays on disk until it is near."""
+    log_queue_bytes_max: int = 1 * MIB
+    """Log lines of one process that wait for their reader; beyond it lines are dropped and counted."""
+    log_repeats_max: int = 50
+    """Log lines of the same text in `log_repeats_s`; the rest is counted, and the number is logged."""
+    log_repeats_s: float = 5.0
+    """See `log_repeats_max`."""
+    log_texts_max: int = 1_024
+    """Different texts that are counted so at a time."""
+    log_flush_s: float = 0.5
+    """How long a process that ends waits for a reader of its last log lines."""
     slots: int = 1_024
     """Hash buckets of ids, fixed when a data directory is created: many more than workers, few to list."""
