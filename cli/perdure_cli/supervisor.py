@@ -23,7 +23,7 @@ from typing import Any, assert_never
 
 import zmq
 
-from perdure.channel import Channel, PeerGone, WouldBlock, open_router
+from perdure.channel import Channel, PeerGone, WouldBlock, open_context, open_router
 from perdure.codec import BadMessage, decode, encode
 from perdure.exits import WorkerExit
 from perdure.limits import Limits
@@ -146,7 +146,7 @@ class Supervisor:
             # nohup and the like have a process ignore the end of its terminal; that stays so.
             if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 self._loop.add_signal_handler(number, self._on_signal, number)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        context = open_context()
         self._control = Channel(self._loop, open_router(context, [self._places.control]), self._on_message)
         try:
             self._loop.call_soon(self._feed, Start(_now()))

@@ -277,7 +277,9 @@ class Caller:
             answer.set_result(result)
 
     def _on_error(self, pending: Pending, error: PerdureError) -> None:
-        if isinstance(error, ShardUnavailable):
+        # The worker holds as many replies for this process as it may: it has them read by the next try.
+        unread = isinstance(error, Overloaded) and error.limit == "reply_queue_bytes_max"
+        if unread or isinstance(error, ShardUnavailable):
             self._retry_later(pending)
         elif not pending.maybe_ran or not isinstance(error, NotExecuted):
             self._fail(pending, error)

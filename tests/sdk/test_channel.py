@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import secrets
 import select
+import socket as plain
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,13 +18,13 @@ import pytest
 import zmq
 
 from perdure import channel as channel_module
-from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer, open_router
+from perdure.channel import Channel, PeerGone, WouldBlock, open_context, open_dealer, open_router
 from perdure.limits import Limits
 
 from .fake_cluster import PATIENCE_S, end_context, in_both_loops, in_loop, soon
 
 BUDGET = Limits().read_budget_messages
-HIGH_WATER = channel_module._HIGH_WATER_MESSAGES
+HIGH_WATER = Limits().pipe_messages_max
 
 
 @dataclass
@@ -366,6 +367,71 @@ async def test_a_full_pipe_would_block_and_takes_more_when_it_has_drained(
 
 
 @in_loop
+async def test_large_messages_are_bounded_in_bytes_until_they_have_left(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    endpoint = f"ipc://{tmp_path}/door"
+    inbox = Inbox()
+    channel = Channel(asyncio.get_running_loop(), open_router(context, [endpoint]), inbox.take)
+    silent, other = context.socket(zmq.DEALER), context.socket(zmq.DEALER)
+    for name, dealer in ((b"silent", silent), (b"other", other)):
+        dealer.setsockopt(zmq.ROUTING_ID, name)
+        dealer.setsockopt(zmq.RCVHWM, 1)
+        dealer.connect(endpoint)
+        dealer.send(b"hello")
+    await inbox.has(2)
+    large = bytes(Limits().pipe_bytes_max // 4)
+    sent = await send_until_it_would_block(channel, b"silent", large)
+    # What the kernel and the other side's ZeroMQ hold comes on top.
+    assert 4 <= sent <= 8
+    assert channel.unsent_bytes <= Limits().pipe_bytes_max
+    channel.send((b"silent", b"small"))
+    channel.send((b"other", large))
+    received = [await receive(silent) for _ in range(sent)]
+    assert {len(each) for each in received} == {len(large)}
+    assert await receive(silent) == b"small"
+    assert await receive(other) == large
+    huge = bytes(2 * Limits().pipe_bytes_max)  # goes alone, when nothing else is on its way
+    await send_when_there_is_room(channel, b"silent", huge)
+    with pytest.raises(WouldBlock):
+        channel.send((b"silent", large))
+    assert await receive(silent) == huge
+    await send_when_there_is_room(channel, b"silent", large)
+    silent.close(0)
+    other.close(0)
+    channel.close()
+
+
+async def send_until_it_would_block(channel: Channel, peer: bytes, body: bytes) -> int:
+    """How many of the messages were taken until none left any more for a while."""
+    sent, refused_since = 0, time.monotonic()
+    while time.monotonic() - refused_since < 0.2:
+        try:
+            channel.send((peer, body))
+        except WouldBlock:
+            await asyncio.sleep(0.001)  # sleep: ZeroMQ's thread works meanwhile
+        else:
+            sent, refused_since = sent + 1, time.monotonic()
+    return sent
+
+
+async def send_when_there_is_room(channel: Channel, peer: bytes, body: bytes) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return channel.send((peer, body))
+        except WouldBlock:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.001)  # sleep: as above
+
+
+async def receive(dealer: zmq.Socket[bytes]) -> bytes:
+    """The next message of a plain socket, whose one frame is given."""
+    assert await asyncio.to_thread(dealer.poll, int(PATIENCE_S * 1000))
+    return dealer.recv()
+
+
+@in_loop
 async def test_nothing_is_sent_before_there_is_a_connection(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:
@@ -418,11 +484,73 @@ def test_an_endpoint_that_is_none_leaves_no_socket_behind(
 def test_a_message_beyond_the_limit_cuts_off_who_sends_it(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:
-    router = open_router(context, [f"ipc://{tmp_path}/door"])
     limits = Limits()
-    assert router.getsockopt(zmq.MAXMSGSIZE) == limits.message_bytes_max + limits.wire_overhead_bytes
-    assert router.getsockopt(zmq.LINGER) == 0
+    endpoint = f"ipc://{tmp_path}/door"
+    router = open_router(context, [endpoint])
+    loud, other = context.socket(zmq.DEALER), context.socket(zmq.DEALER)
+    for dealer in (loud, other):
+        dealer.connect(endpoint)
+    loud.send(bytes(limits.message_bytes_max + limits.wire_overhead_bytes + 1))
+    loud.send(b"behind it")
+    other.send(b"another")
+    assert router.poll(int(PATIENCE_S * 1000))
+    assert router.recv_multipart()[1:] == [b"another"]
+    loud.close(0)
+    other.close(0)
     router.close()
+
+
+def test_all_sockets_have_the_options_that_bound_what_a_peer_may_cost(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    limits = Limits()
+    router = open_router(context, [f"ipc://{tmp_path}/door"])
+    dealers = [open_dealer(context, f"ipc://{tmp_path}/door"), open_dealer(context, None)]
+    for socket in (router, *dealers):
+        options = {
+            zmq.MAXMSGSIZE: limits.message_bytes_max + limits.wire_overhead_bytes,
+            zmq.SNDHWM: limits.pipe_messages_max,
+            zmq.LINGER: 0,  # a process that ends does not wait for peers that do not read
+            zmq.HANDSHAKE_IVL: 3_000,  # who connects and says nothing is cut off
+            zmq.TCP_KEEPALIVE: 1,  # a peer whose machine is gone is noticed within a minute
+            zmq.TCP_KEEPALIVE_IDLE: 30,
+            zmq.TCP_KEEPALIVE_INTVL: 10,
+            zmq.TCP_KEEPALIVE_CNT: 3,
+        }
+        assert {option: socket.getsockopt(option) for option in options} == options
+    assert router.getsockopt(zmq.BACKLOG) == 1_024  # a thousand clients may come at once
+    assert router.getsockopt(zmq.RCVHWM) == limits.pipe_messages_max
+    assert {dealer.getsockopt(zmq.RCVHWM) for dealer in dealers} == {limits.pipe_messages_received_max}
+    assert {(d.getsockopt(zmq.RECONNECT_IVL), d.getsockopt(zmq.RECONNECT_IVL_MAX)) for d in dealers} == {
+        (50, 500)
+    }
+    for socket in (router, *dealers):
+        socket.close()
+
+
+def test_who_connects_and_says_nothing_is_cut_off(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "_HANDSHAKE_MS", 50)
+    router = open_router(context, [f"ipc://{tmp_path}/door"])
+    with plain.socket(plain.AF_UNIX) as mute:
+        mute.settimeout(PATIENCE_S)
+        mute.connect(f"{tmp_path}/door")
+        while mute.recv(1_024):  # its greeting, and then the end
+            pass
+    router.close()
+
+
+def test_a_context_has_room_for_the_links_of_the_largest_cluster() -> None:
+    opened = open_context()
+    assert opened.get(zmq.MAX_SOCKETS) >= 2 * Limits().slots + 100
+    opened.term()
+
+
+def test_no_context_is_made_with_a_libzmq_that_peers_can_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zmq, "zmq_version_info", lambda: (4, 3, 4))
+    with pytest.raises(RuntimeError, match=r"4\.3\.5 or newer"):
+        open_context()
 
 
 @in_loop
