@@ -222,7 +222,7 @@ class Caller:
         return (self.streams.waiting and self.streams.flush(send, slot_map)) or waiting
 
     def _head(self) -> bytes:
-        """Who calls, and which of its calls have ended (see `protocol`); a few slow ones are listed singly."""
+        """Who calls, and which of its calls have ended (see `protocol`); a few slow ones are named."""
         self._flushes += 1
         old, floor = self._marks[0], self._sequence + 1
         stragglers: list[int] = []
