@@ -108,7 +108,7 @@ def last_stack(seen: Seen) -> str:
 
 def how_it_ended(role: Role, code: int, *, asked: bool) -> str:
     """The end of a process in words; `asked` tells whether it was to stop."""
-    if code == WorkerExit.STOPPED and not asked:
+    if role is Role.WORKER and code == WorkerExit.STOPPED and not asked:
         return "exit code 0, though nobody asked it to stop: does the application call exit()?"
     try:
         if code < 0:

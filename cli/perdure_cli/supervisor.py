@@ -23,7 +23,7 @@ from typing import Any, assert_never
 
 import zmq
 
-from perdure.channel import Channel, PeerGone, WouldBlock, open_router
+from perdure.channel import Channel, PeerGone, WouldBlock, open_context, open_router
 from perdure.codec import BadMessage, decode, encode
 from perdure.exits import WorkerExit
 from perdure.limits import Limits
@@ -106,7 +106,7 @@ class _Process:
     peer: bytes = b""
     """Its routing id on the control socket; empty until it speaks."""
     stops: bool = False
-    """It said that it stops in order, whoever told it to."""
+    """It was told to stop in order, by us or by whoever: then it says so."""
 
 
 class Supervisor:
@@ -146,7 +146,7 @@ class Supervisor:
             # nohup and the like have a process ignore the end of its terminal; that stays so.
             if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 self._loop.add_signal_handler(number, self._on_signal, number)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        context = open_context()
         self._control = Channel(self._loop, open_router(context, [self._places.control]), self._on_message)
         try:
             self._loop.call_soon(self._feed, Start(_now()))
@@ -371,6 +371,7 @@ class Supervisor:
         self._places, self._is_homeless = places, False
         _log.error("the sockets' directory was emptied; it is there again, and all get new sockets in order")
         for process in self._processes.values():
+            process.stops = True
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process.pidfd, signal.SIGTERM)
 

@@ -11,15 +11,14 @@ import asyncio
 import functools
 import logging
 import os
-import resource
 import signal
 from typing import Any, Final
 
 import uvloop
 import zmq
 
-from perdure import codec, lifeline, logs
-from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer, open_router
+from perdure import codec, descriptors, lifeline, logs
+from perdure.channel import Channel, PeerGone, WouldBlock, open_context, open_dealer, open_router
 from perdure.errors import InvalidArgument
 from perdure.limits import Limits
 from perdure.slotmap import SlotMap, slot_map_from_wire
@@ -31,10 +30,6 @@ __all__ = ["RouterProcess", "main"]
 
 log = logging.getLogger(__name__)
 
-_LIBZMQ_VERSION_MIN: Final = (4, 3, 5)
-"""Older ones have remotely exploitable faults (RELIABILITY §2)."""
-_SOCKETS_MAX: Final = 4_096
-"""Front, control and one for each worker, twice over: a closed socket keeps its place for a moment."""
 _RETRY_S: Final = 0.003
 """A peer whose pipe was full is tried again after this."""
 _REOPEN_S: Final = 1.0
@@ -49,8 +44,10 @@ _LAST_MESSAGES_MAX: Final = 20_000
 """What may still wait to be read from a dead worker: twice ZeroMQ's own bound of a pipe."""
 _LAST_MESSAGES_MS: Final = 20
 """How long ZeroMQ's thread may take to fill a pipe again that the last reading has emptied."""
-_DESCRIPTORS_WARN: Final = 0.8
-"""An ipc listener aborts its process at the limit of descriptors (RELIABILITY rule 9): say so before."""
+_PEERS_TRIED: Final = 8
+"""Slow clients that are tried again after each reading of the front, which is how ZeroMQ tells of room."""
+_PEERS_TRIED_BY_TIME: Final = 256
+"""The same each `_RETRY_S`, so that a thousand clients that do not read take a part of the time only."""
 
 
 class RouterProcess:
@@ -64,12 +61,11 @@ class RouterProcess:
         self._loop = loop
         self._limits = limits
         self._router = Router(limits)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._context.set(zmq.MAX_SOCKETS, _SOCKETS_MAX)
+        self._context = open_context()
         self._doors: dict[Link, Channel] = {}
         self._blocked: list[Link] = []
         self._retrying = False
-        self._warned = False
+        self._descriptors = descriptors.Watch()
         self._front, self._endpoints = self._open_front()
         control = open_dealer(self._context, config.control)
         self._control = Channel(loop, control, self._on_control, self._flush)
@@ -119,23 +115,9 @@ class RouterProcess:
 
     def _beat(self) -> None:
         self._router.on_tick(self._loop.time())
-        stats = {**self._router.stats, **self._router.gauges(), "descriptors": self._descriptors()}
+        stats = {**self._router.stats, **self._router.gauges(), "descriptors": self._descriptors.look()}
         self._tell("beat", {"stats": stats})
         self._loop.call_later(self._limits.heartbeat_interval_s, self._beat)
-
-    def _descriptors(self) -> int:
-        """The lowest free descriptor number: all below it are in use, and at the limit there is none."""
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        try:
-            lowest = os.dup(0)
-            os.close(lowest)
-        except OSError:
-            lowest = limit
-        scarce = limit != resource.RLIM_INFINITY and lowest > _DESCRIPTORS_WARN * limit
-        if scarce and not self._warned:
-            log.warning("file descriptors run out", extra={"in_use": lowest, "limit": limit})
-        self._warned = scarce
-        return lowest
 
     def _on_control(self, frames: list[bytes]) -> None:
         try:
@@ -182,6 +164,8 @@ class RouterProcess:
             links, router.ready = router.ready, []
             for link in links:
                 self._send_to_worker(link)
+        if router.backlog:
+            self._send_backlogs(_PEERS_TRIED)
         if router.answers:
             self._send_answers()
 
@@ -257,8 +241,13 @@ class RouterProcess:
         blocked, self._blocked = self._blocked, []
         for link in blocked:
             self._send_to_worker(link)
-        for origin in self._router.backlog.origins():
+        self._send_backlogs(_PEERS_TRIED_BY_TIME)
+
+    def _send_backlogs(self, clients: int) -> None:
+        for origin in self._router.backlog.some_peers(clients):
             self._send_backlog(origin)
+        if self._router.backlog:
+            self._retry_soon()
 
     def _send_backlog(self, origin: bytes) -> None:
         backlog = self._router.backlog
@@ -266,7 +255,6 @@ class RouterProcess:
             try:
                 self._front.send(answer)
             except WouldBlock:
-                self._retry_soon()
                 return
             except PeerGone:
                 self._router.on_peer_gone(*answer[:2])
@@ -303,11 +291,6 @@ class RouterProcess:
         return sum([channel.messages_received for channel in (self._front, *self._doors.values())])
 
 
-def _raise_descriptor_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 async def _serve(config: RouterConfig) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -317,8 +300,6 @@ async def _serve(config: RouterConfig) -> None:
 
 def main(arguments: list[str]) -> int:
     """Runs the router with its one argument, a `RouterConfig` as JSON; returns the exit code."""
-    if zmq.zmq_version_info() < _LIBZMQ_VERSION_MIN:
-        raise SystemExit(f"the router needs libzmq {'.'.join(map(str, _LIBZMQ_VERSION_MIN))} or newer")
     if len(arguments) != 1:
         raise SystemExit("the router takes one argument, its configuration as JSON")
     try:
@@ -329,7 +310,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lifeline.end_with(config.parent)
     logs.setup("router", log_json=config.log_json, level=config.log_level)
-    _raise_descriptor_limit()
+    descriptors.raise_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(_serve(config))

@@ -21,6 +21,7 @@ from typing import Final
 import msgpack
 
 from perdure import codec, protocol
+from perdure.backlog import Backlog
 from perdure.errors import (
     InvalidArgument,
     MessageTooLarge,
@@ -32,7 +33,6 @@ from perdure.errors import (
 from perdure.limits import Limits
 from perdure.slotmap import SlotMap
 from perdure_router import answers
-from perdure_router.backlog import Backlog
 from perdure_router.links import Entry, Link, call_key, entries
 
 __all__ = ["COUNTERS", "Router"]
@@ -70,6 +70,7 @@ _BATCH_START: Final = protocol.header(protocol.BATCH)[:2]
 _CALL_START: Final = protocol.call_header(bytes(32), 0)[:2]
 _STREAM_START: Final = protocol.header(protocol.STREAM)[:2]
 _REPLY_START: Final = protocol.header(protocol.REPLY)[:2]
+_GOODBYE_START: Final = protocol.header(protocol.GOODBYE)[:2]
 _UNREADABLE: Final = (ValueError, TypeError, OverflowError, RecursionError, msgpack.OutOfData)
 """What msgpack and `entries` raise for bytes that are no list of three by three."""
 _ENTRY_BYTES: Final = 128
@@ -92,7 +93,7 @@ class Router:
         self.closed: list[Link] = []
         """Ended incarnations, whose sockets the shell closes."""
         self.backlog = Backlog(
-            limits.reply_queue_bytes_max, backlog_bytes_max or 4 * limits.reply_queue_bytes_max
+            limits.reply_queue_bytes_max, backlog_bytes_max or limits.reply_queues_bytes_max
         )
         """Answers that did not fit into a client's pipe."""
         self.stats: dict[str, int] = dict.fromkeys(COUNTERS, 0)
@@ -406,8 +407,9 @@ class Router:
 
     def on_pipe_full(self, answer: Entry) -> None:
         """An answer did not fit into its client's pipe: it waits in the backlog, or is dropped."""
-        if not self.backlog.hold(answer):
-            self.stats["answers_dropped"] += 1
+        if answer[1][:2] == _GOODBYE_START and answer[0] not in self._unacknowledged:
+            return  # a stranger that asks again and again and does not read: a stop must not wait for it
+        self.stats["answers_dropped"] += self.backlog.hold(answer)
 
     def on_drained(self, link: Link) -> None:
         """The shell has sent everything that waited at the link."""

@@ -3,21 +3,27 @@
 Guarantees that nothing waits for a lost wake-up: ZeroMQ's descriptor is edge-triggered and its state
 may change on a send too, so the events are looked at again after every drain and every send
 (RELIABILITY §2.2).  Reading this way costs 3.6 µs a message, through zmq.asyncio 16-20 µs.
-Sends never block: a full pipe raises `WouldBlock`, an unknown peer `PeerGone`.
+Sends never block: a full pipe raises `WouldBlock`, an unknown peer `PeerGone`.  A pipe is full when it
+holds `pipe_messages_max` messages or `pipe_bytes_max` bytes of large ones, which ZeroMQ sends without a
+copy and tells about when the kernel has them (0.01 ms each).  Contexts and sockets are made here only, so
+that all of them have the same limits and options.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
+from typing import Final
 
 import zmq
 
 from perdure.errors import PerdureError
 from perdure.limits import Limits
+from perdure.unsent import Unsent
 
-__all__ = ["Channel", "PeerGone", "WouldBlock", "open_dealer", "open_router"]
+__all__ = ["Channel", "PeerGone", "WouldBlock", "open_context", "open_dealer", "open_router"]
 
 _LIMITS = Limits()
 _BACKLOG_CONNECTIONS = 1_024
@@ -28,8 +34,12 @@ _NOBLOCK_MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _RCVMORE = int(zmq.RCVMORE)
-# Pipes are bounded by bytes above ZeroMQ; its own bound counts messages and only stops runaways.
-_HIGH_WATER_MESSAGES = 1_000
+_LIBZMQ_VERSION_MIN: Final = (4, 3, 5)
+"""Older ones have faults that a peer can exploit."""
+_SOCKETS_MAX: Final = 4_096
+"""A link to each of 1,024 workers is a socket and its monitor's, and closed ones hold their place a while."""
+_LARGE_BYTES: Final = 32 * 1024
+"""From this size on a message is counted in bytes until it has left; smaller ones only as messages."""
 
 
 class WouldBlock(PerdureError):
@@ -60,6 +70,8 @@ class Channel:
         self._descriptor: int = socket.getsockopt(zmq.FD)  # type: ignore[assignment]
         self._scheduled = False
         self._closed = False
+        self._addressed = socket.getsockopt(zmq.TYPE) == zmq.ROUTER
+        self._unsent = Unsent(_LIMITS.pipe_bytes_max, _LIMITS.pipes_bytes_max)
         self.messages_received = 0
         self._receive = socket.recv
         self._send = socket.send
@@ -73,17 +85,31 @@ class Channel:
         # look once a tick.
         if not self._scheduled:
             self._schedule()
-        send = self._send
+        send, body = self._send, frames[-1]
+        large = len(body) >= _LARGE_BYTES
+        if large:
+            peer = frames[0] if self._addressed else b""
+            if not self._unsent.takes(peer, len(body)):
+                raise WouldBlock("large messages to this peer have not left yet")
         try:
             for frame in frames[:-1]:
                 send(frame, _NOBLOCK_MORE)
-            send(frames[-1], _NOBLOCK)
+            if large:
+                tracker = self.socket.send(body, _NOBLOCK, copy=False, track=True)
+                self._unsent.add(peer, len(body), partial(_is_done, tracker))
+            else:
+                send(body, _NOBLOCK)
         except zmq.Again:
             raise WouldBlock("the pipe to this peer is full") from None
         except zmq.ZMQError as error:
             if error.errno in (zmq.EHOSTUNREACH, zmq.ENOTSOCK):
                 raise PeerGone("the peer's connection is closed") from None
             raise
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Of large messages that were sent and had not left the process when it was looked at last."""
+        return self._unsent.total_bytes
 
     def read_rest(self) -> None:
         """Reads all that has arrived, now; for a peer that is gone, as its messages are not endless."""
@@ -139,10 +165,27 @@ class Channel:
                 self._on_drained()
 
 
+def _is_done(tracker: zmq.MessageTracker) -> bool:
+    return tracker.done
+
+
+def open_context() -> zmq.Context[zmq.Socket[bytes]]:
+    """A context with room for the sockets of the largest cluster.
+
+    Raises `RuntimeError` when the installed libzmq is older than it may be.
+    """
+    if zmq.zmq_version_info() < _LIBZMQ_VERSION_MIN:
+        needed = ".".join(map(str, _LIBZMQ_VERSION_MIN))
+        raise RuntimeError(f"libzmq {zmq.zmq_version()} is too old; {needed} or newer is needed")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, _SOCKETS_MAX)
+    return context
+
+
 def _common(socket: zmq.Socket[bytes]) -> None:
+    socket.copy_threshold = _LARGE_BYTES
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MESSAGES)
-    socket.setsockopt(zmq.RCVHWM, _HIGH_WATER_MESSAGES)
+    socket.setsockopt(zmq.SNDHWM, _LIMITS.pipe_messages_max)
     socket.setsockopt(zmq.MAXMSGSIZE, _LIMITS.message_bytes_max + _LIMITS.wire_overhead_bytes)
     socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
     for option, value in (
@@ -158,6 +201,7 @@ def open_router(context: zmq.Context[zmq.Socket[bytes]], endpoints: Sequence[str
     """A ROUTER bound to the endpoints; sending to an unknown peer is an error, not a silent drop."""
     socket = context.socket(zmq.ROUTER)
     _common(socket)
+    socket.setsockopt(zmq.RCVHWM, _LIMITS.pipe_messages_max)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.BACKLOG, _BACKLOG_CONNECTIONS)
     try:
@@ -177,6 +221,7 @@ def open_dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str | None) -
     """
     socket = context.socket(zmq.DEALER)
     _common(socket)
+    socket.setsockopt(zmq.RCVHWM, _LIMITS.pipe_messages_received_max)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
     if endpoint is None:

@@ -20,7 +20,7 @@ import zmq
 
 from perdure import codec, ids, protocol
 from perdure.calls import Caller
-from perdure.channel import PeerGone, WouldBlock
+from perdure.channel import PeerGone, WouldBlock, open_context
 from perdure.connection import Connection
 from perdure.errors import InvalidArgument, PerdureError, ShardUnavailable
 from perdure.ids import ObjectId
@@ -108,7 +108,7 @@ class Client:
         )
         self._caller.streams.call_soon = loop.call_soon_threadsafe
         self._start, self._create_future = self._caller.call, loop.create_future
-        self._context = zmq.Context()
+        self._context = open_context()
         try:
             self._front = self._connect(self._context)
         except zmq.ZMQError as error:

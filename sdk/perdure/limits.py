@@ -57,8 +57,19 @@ class Limits:
     """Calls that a client holds for workers that do not take them; beyond it `Overloaded` at once."""
     router_queue_bytes_max: int = 64 * MIB
     """Bytes that the router holds for one worker: a stopped worker must not fill its memory."""
+    pipe_messages_max: int = 128
+    """Messages that ZeroMQ takes for one peer, and that a door reads ahead from one; those of 32 KiB and more
+    are counted in bytes besides when they are sent."""
+    pipe_messages_received_max: int = 1_000
+    """Messages read ahead from a door: what a worker said before its end is then here, and not lost."""
+    pipe_bytes_max: int = 4 * MIB
+    """Bytes of large messages that ZeroMQ takes for one peer; one that is larger than this goes alone."""
+    pipes_bytes_max: int = 256 * MIB
+    """The same for all peers of one socket: what ZeroMQ has taken cannot be taken back from it."""
     reply_queue_bytes_max: int = 64 * MIB
     """Replies held for one peer that does not read; beyond it they are dropped and counted."""
+    reply_queues_bytes_max: int = 256 * MIB
+    """The same for all peers; beyond it whoever holds most loses its latest ones."""
     mailbox_calls_max: int = 1_000
     """Calls waiting at one object: a longer queue only makes everybody late, so `Overloaded` at once."""
     mailbox_bytes_max: int = 32 * MIB
@@ -76,7 +87,8 @@ class Limits:
     commit_group_bytes_max: int = 1 * MIB
     """A commit group is closed at this size: LevelDB itself stops merging writes there."""
     peers_max: int = 10_000
-    """Peers of one door: an ipc door aborts its process when file descriptors run out."""
+    """Peers that a worker remembers and clients that get news of the map: more are served, and forgotten.
+    It does not bound connections; the limit of file descriptors does, at which an ipc door aborts."""
     reply_window_calls_max: int = 2_048
     """Recorded replies of one client's open calls to one object, twice what fits into a mailbox; then the
     oldest are dropped, and retries of what is older are refused."""
@@ -238,5 +250,15 @@ class Limits:
     """Rows of the due index in memory, the soonest ones; the rest stays on disk until it is near."""
     start_batch_s: float = 0.02
     """The same in time, as turns are as long as their methods: heartbeats and other clients come between."""
+    log_queue_bytes_max: int = 1 * MIB
+    """Log lines of one process that wait for their reader; beyond it lines are dropped and counted."""
+    log_repeats_max: int = 50
+    """Log lines of the same text in `log_repeats_s`; the rest is counted, and the number is logged."""
+    log_repeats_s: float = 5.0
+    """See `log_repeats_max`."""
+    log_texts_max: int = 1_024
+    """Different texts that are counted so at a time."""
+    log_flush_s: float = 0.5
+    """How long a process that ends waits for a reader of its last log lines."""
     slots: int = 1_024
     """Hash buckets of ids, fixed when a data directory is created: many more than workers, few to list."""

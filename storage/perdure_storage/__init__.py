@@ -3,6 +3,7 @@
     keys            where a row stands: regions, object rows, the names index (pure)
     records         what a row holds: format byte, checksum, payload (pure)
     errors          what can be wrong with a shard, and what its operator can do
+    endings         which exit code an error of the store means (pure)
     engine          the interface of a store; `leveldb` and `memory` implement it
     commit          group commit: the one thread that writes
     key_values      get, put, list ... over layers of rows, which the next three share

@@ -141,6 +141,10 @@ class Odd(DurableObject):
         """Gives back what came."""
         return value
 
+    async def blob(self, size: int) -> bytes:
+        """That many bytes."""
+        return bytes(size)
+
 
 class Poison(DurableObject):
     """Ends its worker, or keeps it from everybody else."""

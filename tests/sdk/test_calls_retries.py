@@ -49,6 +49,19 @@ def test_a_call_that_the_worker_could_not_take_is_sent_again_unnoticed(scene: Sc
     scene.assert_nothing_is_kept()
 
 
+def test_a_call_refused_for_replies_that_are_not_read_yet_is_sent_again_and_one_refused_otherwise_is_not(
+    scene: Scene,
+) -> None:
+    future = scene.start("add", 5)
+    scene.fail(1, Overloaded("replies wait", limit="reply_queue_bytes_max"))
+    scene.pass_time(0.2)
+    assert len(scene.sent) == 2
+    scene.fail(1, Overloaded("a full mailbox", limit="mailbox_calls_max"))
+    with pytest.raises(Overloaded):
+        future.result(0)
+    scene.assert_nothing_is_kept()
+
+
 def test_a_call_that_is_sent_again_says_how_much_time_is_left(scene: Scene) -> None:
     scene.start(timeout=10.0)
     scene.pass_time(4.0)

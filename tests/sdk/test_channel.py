@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 import zmq
 
-from perdure import channel as channel_module
 from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer, open_router
 from perdure.limits import Limits
 
 from .fake_cluster import PATIENCE_S, end_context, in_both_loops, in_loop, soon
 
 BUDGET = Limits().read_budget_messages
-HIGH_WATER = channel_module._HIGH_WATER_MESSAGES
+HIGH_WATER = Limits().pipe_messages_max
 
 
 @dataclass
@@ -366,6 +365,71 @@ async def test_a_full_pipe_would_block_and_takes_more_when_it_has_drained(
 
 
 @in_loop
+async def test_large_messages_are_bounded_in_bytes_until_they_have_left(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    endpoint = f"ipc://{tmp_path}/door"
+    inbox = Inbox()
+    channel = Channel(asyncio.get_running_loop(), open_router(context, [endpoint]), inbox.take)
+    silent, other = context.socket(zmq.DEALER), context.socket(zmq.DEALER)
+    for name, dealer in ((b"silent", silent), (b"other", other)):
+        dealer.setsockopt(zmq.ROUTING_ID, name)
+        dealer.setsockopt(zmq.RCVHWM, 1)
+        dealer.connect(endpoint)
+        dealer.send(b"hello")
+    await inbox.has(2)
+    large = bytes(Limits().pipe_bytes_max // 4)
+    sent = await send_until_it_would_block(channel, b"silent", large)
+    # What the kernel and the other side's ZeroMQ hold comes on top.
+    assert 4 <= sent <= 8
+    assert channel.unsent_bytes <= Limits().pipe_bytes_max
+    channel.send((b"silent", b"small"))
+    channel.send((b"other", large))
+    received = [await receive(silent) for _ in range(sent)]
+    assert {len(each) for each in received} == {len(large)}
+    assert await receive(silent) == b"small"
+    assert await receive(other) == large
+    huge = bytes(2 * Limits().pipe_bytes_max)  # goes alone, when nothing else is on its way
+    await send_when_there_is_room(channel, b"silent", huge)
+    with pytest.raises(WouldBlock):
+        channel.send((b"silent", large))
+    assert await receive(silent) == huge
+    await send_when_there_is_room(channel, b"silent", large)
+    silent.close(0)
+    other.close(0)
+    channel.close()
+
+
+async def send_until_it_would_block(channel: Channel, peer: bytes, body: bytes) -> int:
+    """How many of the messages were taken until none left any more for a while."""
+    sent, refused_since = 0, time.monotonic()
+    while time.monotonic() - refused_since < 0.2:
+        try:
+            channel.send((peer, body))
+        except WouldBlock:
+            await asyncio.sleep(0.001)  # sleep: ZeroMQ's thread works meanwhile
+        else:
+            sent, refused_since = sent + 1, time.monotonic()
+    return sent
+
+
+async def send_when_there_is_room(channel: Channel, peer: bytes, body: bytes) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return channel.send((peer, body))
+        except WouldBlock:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.001)  # sleep: as above
+
+
+async def receive(dealer: zmq.Socket[bytes]) -> bytes:
+    """The next message of a plain socket, whose one frame is given."""
+    assert await asyncio.to_thread(dealer.poll, int(PATIENCE_S * 1000))
+    return dealer.recv()
+
+
+@in_loop
 async def test_nothing_is_sent_before_there_is_a_connection(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:
@@ -399,30 +463,6 @@ async def test_sending_through_a_closed_channel_says_that_it_is_gone(
         with pytest.raises(PeerGone):
             pair.channel.send((b"header", b"body"))
         await in_three_turns_of_the_loop()
-
-
-# --- sockets
-
-
-def test_an_endpoint_that_is_none_leaves_no_socket_behind(
-    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
-) -> None:
-    for endpoint in ("nonsense", "ipc:///" + "x" * 200, "tcp://nowhere"):
-        with pytest.raises(zmq.ZMQError):
-            open_dealer(context, endpoint)
-    with pytest.raises(zmq.ZMQError):
-        open_router(context, [f"ipc://{tmp_path}/fine", f"ipc://{tmp_path}/no/such/folder"])
-    # The fixture looks for open sockets.
-
-
-def test_a_message_beyond_the_limit_cuts_off_who_sends_it(
-    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
-) -> None:
-    router = open_router(context, [f"ipc://{tmp_path}/door"])
-    limits = Limits()
-    assert router.getsockopt(zmq.MAXMSGSIZE) == limits.message_bytes_max + limits.wire_overhead_bytes
-    assert router.getsockopt(zmq.LINGER) == 0
-    router.close()
 
 
 @in_loop

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from perdure import logs
+from perdure.limits import Limits
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +20,9 @@ def root_logger() -> Iterator[logging.Logger]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield root
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
 
@@ -28,7 +32,7 @@ def logged(*, log_json: bool, level: str = "INFO", text: str = "a thing", **fact
     stream = io.StringIO()
     logs.setup("worker-0", log_json=log_json, level=level, stream=stream)
     logging.getLogger("perdure.test").warning(text, extra=facts)
-    return stream.getvalue()
+    return written(stream)
 
 
 def raised(*, log_json: bool, error: Exception) -> str:
@@ -38,6 +42,11 @@ def raised(*, log_json: bool, error: Exception) -> str:
         raise error
     except Exception:
         logging.getLogger("perdure.test").exception("it failed")
+    return written(stream)
+
+
+def written(stream: io.StringIO) -> str:
+    logging.getLogger().handlers[0].flush()
     return stream.getvalue()
 
 
@@ -104,3 +113,60 @@ def test_setting_up_twice_logs_once(root_logger: logging.Logger) -> None:
 def test_an_unknown_level_is_an_error() -> None:
     with pytest.raises(ValueError, match="LOUD"):
         logs.setup("worker-0", log_json=False, level="loud")
+
+
+def test_a_record_that_cannot_be_formatted_is_a_line_too() -> None:
+    stream = io.StringIO()
+    logs.setup("worker-0", log_json=True, stream=stream)
+    logging.getLogger("perdure.test").warning("%d things", "no number")
+    line = json.loads(written(stream))
+    assert "cannot be formatted" in line["message"]
+    assert "%d things" in line["text"]
+
+
+# --- what comes again and again
+
+SMALL = Limits(log_repeats_max=3, log_repeats_s=10.0, log_texts_max=2)
+
+
+def test_a_text_that_comes_again_and_again_is_counted_and_others_pass() -> None:
+    repeats = logs.Repeats(SMALL)
+    assert [repeats.passes("again", now) for now in range(5)] == [True, True, True, False, False]
+    assert repeats.passes("another", 5)
+    assert repeats.ended(9.9) == []
+    assert repeats.ended(10.0) == [("again", 2)]
+    assert repeats.ended(100.0) == []
+    assert repeats.passes("again", 101.0)
+
+
+def test_no_more_texts_are_remembered_than_allowed_and_those_of_the_past_make_room() -> None:
+    repeats = logs.Repeats(SMALL)
+    assert all(repeats.passes(str(number), 0.0) for number in range(100))
+    assert all(repeats.passes("99", 0.0) for _ in range(10)), "it is not counted"
+    assert repeats.ended(10.0) == []
+    assert [repeats.passes("99", 10.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_the_log_says_how_often_a_text_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    logs.setup("worker-0", log_json=True, stream=stream)
+    handler = logging.getLogger().handlers[0]
+    monkeypatch.setattr(handler, "_repeats", repeats := logs.Repeats(SMALL))
+    for number in range(8):
+        logging.getLogger("perdure.test").warning("it failed", extra={"number": number})
+    for end in repeats._texts.values():
+        end[0] = 0.0  # the period is over
+    logging.getLogger("perdure.test").warning("something else")
+    lines = [json.loads(line) for line in written(stream).splitlines()]
+    assert [line.get("number") for line in lines[:3]] == [0, 1, 2]
+    assert (lines[3]["text"], lines[3]["left_out"]) == ("it failed", 5)
+    assert lines[4]["message"] == "something else"
+    assert len(lines) == 5
+
+
+def test_critical_records_are_never_left_out() -> None:
+    stream = io.StringIO()
+    logs.setup("worker-0", log_json=False, stream=stream)
+    for _ in range(2 * Limits().log_repeats_max):
+        logging.getLogger("perdure.test").critical("the end")
+    assert stream.getvalue().count("the end") == 2 * Limits().log_repeats_max

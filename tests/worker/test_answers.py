@@ -49,6 +49,9 @@ class Thing(DurableObject):
     async def hold(self) -> None:
         await asyncio.Event().wait()
 
+    async def nap(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)  # sleep: the object is busy so long
+
     async def give(self) -> Nasty:
         self.value = 99
         return Nasty(1)
@@ -110,3 +113,34 @@ def test_a_value_whose_own_code_ends_programs_ends_its_call_alone(make_scene: An
     assert isinstance(raised, RemoteError)
     assert raised.type_name == "KeyboardInterrupt"
     assert (neighbour.result(), follower.result()) == (0, 0)
+
+
+def test_calls_of_who_does_not_read_are_refused_before_they_run_and_others_are_served(
+    make_scene: Any,
+) -> None:
+    scene: Scene = make_scene(Thing)
+    scene.call(Thing, "a", "set", 1)
+    scene.commit()
+    silent, other = scene.peer(b"silent"), scene.peer(b"other")
+    scene.peers.full.add(b"silent")
+    refused = scene.start(Thing, "a", "set", 2, peer=silent).error()
+    assert isinstance(refused, Overloaded)
+    assert refused.limit == "reply_queue_bytes_max"
+    assert refused.retry_after
+    assert scene.start(Thing, "a", "get", peer=other).result() == 1
+    scene.peers.full.clear()
+    assert scene.start(Thing, "a", "get", peer=silent).result() == 1
+
+
+def test_a_waiting_call_of_who_does_not_read_any_more_is_refused_when_its_turn_comes(
+    make_scene: Any,
+) -> None:
+    scene: Scene = make_scene(Thing)
+    napping = scene.start(Thing, "a", "nap", 1.0)
+    waiting = scene.start(Thing, "a", "set", 1, peer=scene.peer(b"silent"))
+    behind = scene.start(Thing, "a", "get")
+    scene.peers.full.add(b"silent")
+    scene.advance(1.0)
+    assert napping.answered
+    assert isinstance(waiting.error(), Overloaded)
+    assert behind.result() == 0

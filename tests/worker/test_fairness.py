@@ -80,7 +80,7 @@ def test_a_single_call_that_comes_right_behind_a_flood_waits_for_one_portion_of_
         loop.call_soon(scene.host.on_calls, scene.peer(FLOOD), flood(scene, 1_500, 200), 0)
     loop.call_soon(scene.host.on_calls, scene.peer(b"single"), single(scene, name), 0)
     scene.do(lambda: None)
-    assert value_of(scene, b"single") - began < 0.2  # of the 4.5 seconds that the flood takes
+    assert value_of(scene, b"single") - began < 0.4  # of the 4.5 seconds that the flood takes
     assert len(scene.replies_to(FLOOD)) == 4_500
     assert all(reply[1] == 0 for reply in scene.replies_to(FLOOD))
     assert [reply[0] for reply in scene.replies_to(FLOOD)] == sorted(

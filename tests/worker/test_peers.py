@@ -117,3 +117,19 @@ def test_with_too_many_peers_the_longest_silent_is_forgotten() -> None:
     assert len(peers) == LIMITS.peers_max
     assert b"0" not in peers.identities()
     assert peers.get(b"first") is first
+
+
+def test_large_replies_leave_before_their_tick_ends() -> None:
+    peers = Peers(3, 9)
+    sizes: list[int] = []
+    peers.on_many_bytes = lambda: sizes.extend(len(body) for _, _, body in peers.take_messages(codec.encode))
+    large = 400_000
+    for sequence in range(7):
+        reply(peers, peers.get(b"a"), sequence, body=b"x" * large)
+        peers.add_large(large)
+    # Each time when they are a batch's size; the last one waits for the tick.
+    assert sum(sizes) // large == 6
+    assert max(sizes) < 2 * LIMITS.batch_bytes_max
+    messages(peers)
+    peers.add_large(LIMITS.batch_bytes_max - 1)
+    assert sum(sizes) // large == 6, "what has left does not count any more"

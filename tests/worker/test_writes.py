@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from perdure import DurableObject, Limits, RemoteError
+from perdure import DurableObject, Limits, RemoteError, durable
 from perdure_storage import keys
 from worker.host_scene import Scene, key_of, results
 from worker.store import Store
@@ -272,6 +272,39 @@ def test_when_too_many_bytes_wait_for_the_disk_new_turns_and_starts_wait(make_sc
     assert results(waiting) == [1, 1, 1]
     assert filling.answered
     assert more.answered
+
+
+def test_when_too_many_bytes_of_replies_wait_for_the_disk_new_turns_wait(make_scene: Any) -> None:
+    scene = make_scene(Wordy, limits=Limits(uncommitted_bytes_max=100_000))
+    scene.call(Wordy, "a", "set_and_return", 10)
+    scene.commit()
+    with scene.one_message():
+        calls = [scene.start(Wordy, "a", "set_and_return", 60_000) for _ in range(20)]
+    # The second one made it too many; the commit of both lets the next ones run.
+    assert scene.host.paused
+    assert scene.host.turns < 10
+    for _ in range(20):
+        scene.commit()
+    assert [len(each) for each in results(calls)] == [60_000] * 20
+    assert not scene.host.paused
+
+
+def test_large_replies_of_turns_that_write_nothing_make_nobody_wait(make_scene: Any) -> None:
+    scene = make_scene(Wordy, limits=Limits(uncommitted_bytes_max=100_000))
+    with scene.one_message():
+        calls = [scene.start(Wordy, "a", "give", 60_000) for _ in range(20)]
+    assert [len(each) for each in results(calls)] == [60_000] * 20
+
+
+class Wordy(DurableObject):
+    count: int = durable(0)
+
+    async def set_and_return(self, size: int) -> str:
+        self.count += 1
+        return "x" * size
+
+    async def give(self, size: int) -> str:
+        return "x" * size
 
 
 def test_starts_that_fill_the_disks_queue_again_hold_up_the_starts_behind_them(make_scene: Any) -> None:

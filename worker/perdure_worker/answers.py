@@ -15,6 +15,7 @@ from perdure.errors import (
     InvalidArgument,
     MessageTooLarge,
     NotExecuted,
+    Overloaded,
     PerdureError,
     StorageError,
     to_wire,
@@ -26,11 +27,15 @@ from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.system_turns import SystemTurn
 
-__all__ = ["Answers", "ResultTooLarge"]
+__all__ = ["Answers", "LARGE_REPLY_BYTES", "ResultTooLarge"]
 
 log = logging.getLogger("perdure.worker")
 
 _STATE = ("registered", "args", "attributes")
+LARGE_REPLY_BYTES = 16 * 1024
+"""Replies from this size on are counted in bytes; of smaller ones a tick's fit into memory anyway."""
+_READ_FIRST_S = 0.1
+"""A caller that reads has taken what waits for it by then."""
 _SEQUENCE_BITS = (1 << 64) - 1
 
 
@@ -58,6 +63,8 @@ class Answers:
         if peer.raw:
             # The header has room for 64 bits.  A sequence beyond them is nobody's, but must not stop others.
             peer.sequences.append(sequence & _SEQUENCE_BITS)
+        if len(reply) > LARGE_REPLY_BYTES:
+            self.peers.add_large(len(reply))
 
     def reply_item(self, peer: Peer, sequence: int, reply: bytes) -> None:
         """As `reply`, for one item of a stream."""
@@ -71,6 +78,17 @@ class Answers:
             peer.dropped()
             return
         self.reply(peer, sequence, self.error_reply(sequence, error))
+
+    def unread(self, peer: Peer) -> PerdureError | None:
+        """Why a call of a peer that does not read its replies is refused; None for all others."""
+        if peer.identity not in self.peers.full:
+            return None
+        return Overloaded(
+            "replies wait that their caller does not read (half of reply_queue_bytes_max); nothing was "
+            "executed: read them, or ask for less at a time",
+            limit="reply_queue_bytes_max",
+            retry_after=_READ_FIRST_S,
+        )
 
     def error_reply(self, sequence: int, error: PerdureError) -> bytes:
         """What `refuse` sends."""

@@ -166,8 +166,8 @@ class Host(Refusals):
             if self.is_known(resident, peer, sequence, request, own):
                 return
         method = resident.cls.methods.get(method_name)
-        if method is None or resident.cls.namespace != namespace or chain or self.draining:
-            refusal = self._refusal(resident, namespace, method_name, method, chain)
+        if method is None or resident.cls.namespace != namespace or chain or self.draining or self.peers.full:
+            refusal = self._refusal(resident, namespace, method_name, method, chain) or self.unread(peer)
             if refusal is not None:
                 self.refuse(peer, sequence, refusal)
                 return
@@ -382,6 +382,9 @@ class Host(Refusals):
         method = resident.cls.methods[method_name]
         request = waiting.request
         if request is not None and self.is_known_now(resident, waiting.peer, sequence, request):
+            self.on_idle(resident)
+        elif self.peers.full and (refusal := self.unread(waiting.peer)) is not None:
+            self.refuse(waiting.peer, sequence, refusal)
             self.on_idle(resident)
         elif now < waiting.deadline:
             deadline = waiting.deadline

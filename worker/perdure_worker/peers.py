@@ -49,6 +49,11 @@ class Peers:
         self._bundle_header = protocol.header(protocol.BUNDLE, worker, epoch)
         self.dirty: list[Peer] = []
         """Peers with replies that may leave."""
+        self.full: set[bytes] = set()
+        """Identities that do not read: so much waits for them that what they call is refused."""
+        self.on_many_bytes: Callable[[], None] = _wait_for_the_tick
+        """Called when large replies wait, before the tick ends: a tick may run thousands of turns."""
+        self._large_bytes = 0
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -71,6 +76,13 @@ class Peers:
             peer.probed = True
             self.dirty.append(peer)
 
+    def add_large(self, size: int) -> None:
+        """A reply that is not small was added to a peer."""
+        self._large_bytes += size
+        if self._large_bytes >= _LIMITS.batch_bytes_max:
+            self._large_bytes = 0
+            self.on_many_bytes()
+
     def forget(self, identity: bytes) -> None:
         """The door's peer is gone, and with it all who spoke through it."""
         for key in [key for key in self._peers if key[0] == identity]:
@@ -83,6 +95,7 @@ class Peers:
     def take_messages(self, pack: Callable[[list[bytes]], bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:
         """The tick's messages as (identity, header, body), cut at about `batch_bytes_max`."""
         dirty, self.dirty = self.dirty, []
+        self._large_bytes = 0
         bundles: dict[bytes, list[bytes]] = {}
         sizes: dict[bytes, int] = {}
         for peer in dirty:
@@ -131,3 +144,7 @@ class Peers:
             chunk.append(reply)
             size += len(reply)
         yield self._header, protocol.array_header(len(chunk)) + b"".join(chunk)
+
+
+def _wait_for_the_tick() -> None:
+    """Replies leave when the tick ends."""

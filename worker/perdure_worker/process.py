@@ -9,27 +9,25 @@ door closes when turns have ended, here and in the workers whose turns may call 
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import os
 import random
-import resource
 import secrets
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import uvloop
-import zmq
 
-from perdure import codec, lifeline, logs, protocol
+from perdure import codec, descriptors, lifeline, logs, protocol
 from perdure.calls import Caller
-from perdure.channel import Channel, PeerGone, WouldBlock, open_dealer, open_router
+from perdure.channel import Channel, WouldBlock, open_context, open_dealer, open_router
 from perdure.errors import InvalidArgument, PerdureError, ShardUnavailable, to_wire
 from perdure.exits import WorkerExit
 from perdure.limits import Limits
@@ -45,6 +43,7 @@ from perdure_worker.config import WorkerConfig
 from perdure_worker.guard import Guard
 from perdure_worker.host import Host
 from perdure_worker.loader import ApplicationError, is_first_to_say, load_application
+from perdure_worker.outgoing import Outgoing
 from perdure_worker.peers import Peer, Peers
 from perdure_worker.registry import ObjectClass
 from perdure_worker.settings import Collaborators, HostSettings
@@ -81,16 +80,15 @@ class Worker:
         self._config = config
         self._guard = guard
         self._loop = loop
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context = open_context()
         self._flush_wanted = self._turns_wanted = False
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
-        self._backlog: dict[bytes, deque[tuple[bytes, bytes]]] = {}
-        self._backlog_bytes: dict[bytes, int] = {}
         self._acknowledged: set[bytes] = set()
         self._may_close = False  # the supervisor says: no turn of another worker can call this one
         self._closing = False  # nothing is let in any more, not even what turns elsewhere call
         self._closed = False
-        self._counts = {"refused_messages": 0, "dropped_replies": 0}
+        self._counts = {"refused_messages": 0}
+        self._descriptors = descriptors.Watch()
         self._peers = Peers(config.index, config.epoch)
         self._home = Peer(b"", None, raw=False)  # this worker as a caller of its own objects
         committer = Committer(
@@ -109,13 +107,6 @@ class Worker:
         )
         self._caller.streams.call_soon = loop.call_soon_threadsafe
         self._committer = committer
-        settings = HostSettings(
-            slots=range(*config.slots),
-            slot_count=config.slot_count,
-            idle_evict_s=config.idle_evict_s,
-            live_objects_max=config.live_objects_max,
-            tracebacks=config.dev,
-        )
         parts = Collaborators(
             classes=classes,
             engine=engine,
@@ -129,7 +120,7 @@ class Worker:
             marks=guard.marks,
             quarantine=guard.quarantine,
         )
-        self._host = Host(settings, parts)
+        self._host = Host(_host_settings(config), parts)
         self._links = DoorLinks(
             loop,
             self._context,
@@ -139,6 +130,11 @@ class Worker:
         )
         door = open_router(self._context, [config.door])
         self._door = Channel(loop, door, self._on_door, self._flush, lambda: self._host.has_room)
+        send_waiting = functools.partial(self._later, _SEND_AGAIN_S, self._send_waiting)
+        self._outgoing = Outgoing(
+            self._door.send, self._peers.forget, send_waiting, self._peers.full, _LIMITS
+        )
+        self._peers.on_many_bytes = self._send_replies
         self._control = Channel(loop, open_dealer(self._context, config.control), self._on_control)
 
     # --- the story of a worker
@@ -204,7 +200,7 @@ class Worker:
             if self._loop.time() >= again_at:  # that a peer went away meanwhile shows in a send only
                 again_at = self._loop.time() + _GOODBYE_AGAIN_S
                 for identity in waiting:
-                    self._send(identity, goodbye, b"")
+                    self._outgoing.send(identity, goodbye, b"")
             await asyncio.sleep(_GOODBYE_LOOK_S)
         self._flush()
 
@@ -274,7 +270,7 @@ class Worker:
     ) -> None:
         self._counts["refused_messages"] += 1
         if self._counts["refused_messages"] % 1000 == 1:
-            log.warning("a message was refused: %s", error, extra=dict(self._counts))
+            log.warning("a message was refused: %s", error, extra=self._figures())
         self._send_refusal(identity, origin, error, body if len(body) <= _LIMITS.batch_bytes_max else b"")
 
     def _send_refusal(self, identity: bytes, origin: bytes | None, error: PerdureError, body: bytes) -> None:
@@ -284,7 +280,7 @@ class Worker:
         if origin is not None:
             answer = msgpack.packb([origin, header, answer])
             header = protocol.header(protocol.BUNDLE, self._config.index, self._config.epoch)
-        self._send(identity, header, answer)
+        self._outgoing.send(identity, header, answer)
 
     # --- what leaves
 
@@ -305,44 +301,19 @@ class Worker:
         if self._closed:
             return
         self._committer.flush()
+        self._send_replies()
+        self._outgoing.send_some()
+
+    def _send_replies(self) -> None:
         if self._peers.dirty:
             for identity, header, body in self._peers.take_messages(msgpack.packb):
                 if identity:
-                    self._send(identity, header, body)
+                    self._outgoing.send(identity, header, body)
                 else:
                     self._loop.call_soon(self._caller.on_replies, self._config.epoch, body)
 
-    def _send(self, identity: bytes, header: bytes, body: bytes) -> None:
-        queue = self._backlog.get(identity)
-        if queue is None:
-            if self._send_now(identity, header, body):
-                return
-            queue = self._backlog[identity] = deque()
-            self._backlog_bytes[identity] = 0
-            self._later(_SEND_AGAIN_S, self._send_backlog)
-        if self._backlog_bytes[identity] + len(body) > _LIMITS.reply_queue_bytes_max:
-            self._counts["dropped_replies"] += 1
-            return
-        self._backlog_bytes[identity] += len(body)
-        queue.append((header, body))
-
-    def _send_now(self, identity: bytes, header: bytes, body: bytes) -> bool:
-        try:
-            self._door.send((identity, header, body))
-        except WouldBlock:
-            return False
-        except PeerGone:
-            self._peers.forget(identity)
-        return True
-
-    def _send_backlog(self) -> None:
-        for identity, queue in list(self._backlog.items()):
-            while queue and self._send_now(identity, *queue[0]):
-                self._backlog_bytes[identity] -= len(queue.popleft()[1])
-            if not queue:
-                del self._backlog[identity], self._backlog_bytes[identity]
-        if self._backlog:
-            self._later(_SEND_AGAIN_S, self._send_backlog)
+    def _send_waiting(self) -> None:
+        self._outgoing.send_waiting()
 
     def _want_turns(self) -> None:
         if not self._turns_wanted:
@@ -412,7 +383,16 @@ class Worker:
 
     def _beat(self) -> None:
         self._later(_LIMITS.heartbeat_interval_s, self._beat)
-        self._tell("beat", stats={**self._host.stats(), **self._counts})
+        self._tell("beat", stats={**self._host.stats(), **self._figures()})
+
+    def _figures(self) -> dict[str, int]:
+        """Figures of the door."""
+        return {
+            **self._counts,
+            "dropped_replies": self._outgoing.dropped,
+            "unsent_bytes": self._door.unsent_bytes + self._outgoing.waiting.total_bytes,
+            "descriptors": self._descriptors.look(),
+        }
 
     def _tell(self, kind: str, **facts: Any) -> bool:
         """A message to the supervisor; False when it cannot leave now."""
@@ -455,8 +435,7 @@ def main(argument: str) -> WorkerExit:
     logs.setup(f"worker-{config.index}", log_json=config.log_json, level=config.log_level)
     lifeline.end_with(config.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    descriptors.raise_limit()
     try:
         classes = load_application(config.app)
     except ApplicationError as error:
@@ -478,6 +457,16 @@ def main(argument: str) -> WorkerExit:
 
 def _nothing() -> None:
     """The supervisor sends maps by itself, and the loop flushes at the end of each tick."""
+
+
+def _host_settings(config: WorkerConfig) -> HostSettings:
+    return HostSettings(
+        slots=range(*config.slots),
+        slot_count=config.slot_count,
+        idle_evict_s=config.idle_evict_s,
+        live_objects_max=config.live_objects_max,
+        tracebacks=config.dev,
+    )
 
 
 async def _serve(

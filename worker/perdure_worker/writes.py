@@ -71,6 +71,8 @@ class Writes(Answers, ABC):
         """Of objects whose turn has called delete_all: `Resident.saved` as it was before."""
         self.paused = False
         """Whether new turns wait because too many bytes wait for the disk."""
+        self._large_bytes = 0
+        """Of large replies since the last commit: they may all wait for the next one."""
         self.progress: dict[int, Progress] = {}
         """By identity of the turn, until it ends."""
         self._groups = parts.committer.groups
@@ -277,12 +279,20 @@ class Writes(Answers, ABC):
     def on_durable(self, group: int) -> None:
         """Groups up to `group` are on disk: what waited for them leaves."""
         self.durable = group
+        self._large_bytes = 0
         resumed = self.paused and self._groups.uncommitted_bytes <= self.limits.uncommitted_bytes_max
         if resumed:
             self.paused = False  # before the gate opens: starts of objects wait there
         self.gate.on_durable(group)
         if resumed:
             self.want_turns()
+
+    def pace_large_replies(self, size: int) -> None:
+        """Replies wait for the disk as writes do: when they are too many bytes, new turns wait too."""
+        self._large_bytes += size
+        # Else nothing waits for the disk, and no commit would end the pause.
+        if self._large_bytes > self.limits.uncommitted_bytes_max and self.last_group() > self.durable:
+            self.paused = True
 
     def last_group(self) -> int:
         """The last group that holds something: what is written now is durable at the earliest with it."""

@@ -1,0 +1,90 @@
+"""What a worker's door sends: at once, or when a peer that was slow takes it.  Worker's event loop.
+
+Guarantees that the messages of a peer leave in order, that a peer which does not read delays nobody and
+holds a bounded number of bytes here (`Backlog`) and in ZeroMQ (`Channel`).  What a peer calls while half
+of its bound is taken is refused before it runs; replies of what ran before are dropped at the bound, and
+counted: whoever waits for one learns by its deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from perdure.backlog import Backlog
+from perdure.channel import PeerGone, WouldBlock
+from perdure.limits import Limits
+
+__all__ = ["Outgoing"]
+
+_PEERS_TRIED = 8
+"""Slow peers that are tried again after each reading of the door, which is how ZeroMQ tells of room."""
+_PEERS_TRIED_BY_TIME = 256
+"""The same each few milliseconds, so that a thousand peers that do not read take a tenth of the time."""
+
+
+class Outgoing:
+    """The sending side of a door."""
+
+    def __init__(
+        self,
+        send: Callable[[Sequence[bytes]], None],
+        on_gone: Callable[[bytes], None],
+        again_later: Callable[[], None],
+        full: set[bytes],
+        limits: Limits,
+    ) -> None:
+        """`send` is a `Channel`'s; `again_later` asks that `send_waiting` be called in some milliseconds.
+
+        `full` is kept as the set of those whose queue is half full: what they call need not even run.
+        """
+        self._send = send
+        self._on_gone = on_gone
+        self._again_later = again_later
+        self._full = full
+        self._full_bytes = limits.reply_queue_bytes_max // 2
+        self.waiting = Backlog(limits.reply_queue_bytes_max, limits.reply_queues_bytes_max)
+        self.dropped = 0
+        """Messages that a bound took."""
+
+    def send(self, identity: bytes, header: bytes, body: bytes) -> None:
+        """Sends now, or keeps the message until its peer takes it."""
+        waiting = self.waiting
+        if identity not in waiting:
+            try:
+                self._send((identity, header, body))
+                return
+            except WouldBlock:
+                self._again_later()
+            except PeerGone:
+                self._on_gone(identity)
+                return
+        self.dropped += waiting.hold((identity, header, body))
+        if waiting.bytes_for(identity) > self._full_bytes:
+            self._full.add(identity)
+
+    def send_some(self) -> None:
+        """The door was read: some of those who wait may have room."""
+        if self.waiting:
+            self._try(_PEERS_TRIED)
+
+    def send_waiting(self) -> None:
+        """Time has passed: tries again, and asks to be called again if somebody still waits."""
+        self._try(_PEERS_TRIED_BY_TIME)
+        if self.waiting:
+            self._again_later()
+
+    def _try(self, peers: int) -> None:
+        waiting = self.waiting
+        for identity in waiting.some_peers(peers):
+            while (message := waiting.first(identity)) is not None:
+                try:
+                    self._send(message)
+                except WouldBlock:
+                    break
+                except PeerGone:
+                    waiting.forget(identity)
+                    self._on_gone(identity)
+                    break
+                waiting.sent(identity)
+            if waiting.bytes_for(identity) <= self._full_bytes:
+                self._full.discard(identity)
