@@ -65,7 +65,8 @@ class Limits:
     pipes_bytes_max: int = 256 * MIB
     """The same for all peers of one socket: what ZeroMQ has taken cannot be taken back from it."""
     reply_queue_bytes_max: int = 64 * MIB
-    """Replies held for one peer that does not read; beyond it they are dropped and counted."""
+    """Replies held for one peer that does not read: at half of it a worker refuses its calls before they
+    run (`Overloaded`, which clients repeat by themselves), beyond it replies are dropped and counted."""
     reply_queues_bytes_max: int = 256 * MIB
     """The same for all peers; beyond it whoever holds most loses its latest ones."""
     mailbox_calls_max: int = 1_000
