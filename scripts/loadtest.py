@@ -2,6 +2,7 @@
 """Puts load on a cluster: calls per second, latencies, errors; with --verify also whether writes were lost.
 
     scripts/loadtest.py --self-hosted --workers 2 --verify
+    scripts/loadtest.py --self-hosted --workers 2 --verify --chaos kill-worker
     scripts/loadtest.py --url tcp://127.0.0.1:7400 --concurrency 256 --seconds 30
 
 The main process starts the clients (and with --self-hosted a cluster of its own), adds up their figures and
@@ -108,6 +109,20 @@ PAYLOAD_BYTES_MAX = 2 * 1024 * 1024 - 64
 @click.option(
     "--verify", is_flag=True, help="Read all objects back: no write may be lost or take effect twice."
 )
+@click.option(
+    "--chaos",
+    type=click.Choice(["kill-worker"]),
+    help="kill -9 a random worker of the self-hosted cluster again and again.",
+)
+@click.option(
+    "--chaos-interval",
+    "chaos_interval_ms",
+    type=click.IntRange(1),
+    default=400,
+    show_default=True,
+    metavar="MS",
+    help="Time between two kills.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.option("--seed", type=int, help="Makes the same calls again.  [default: random]")
 def main(
@@ -118,6 +133,8 @@ def main(
     calls: int | None,
     seed: int | None,
     verify: bool,
+    chaos: str | None,
+    chaos_interval_ms: int,
     as_json: bool,
     **load: Any,
 ) -> None:
@@ -125,12 +142,15 @@ def main(
 
     \b
     Ctrl+C ends the load early; the report covers what was done.
-    Exit codes: 0 done, 1 the test failed (with --verify: a write was lost or took effect twice), 2 usage.
+    Exit codes: 0 done, 1 the test failed (with --verify: a write was lost or took effect twice; with --chaos
+    also: its outcome stayed unknown to its caller), 2 usage.
     """
     if self_hosted and url is not None:
         raise click.UsageError("--url and --self-hosted exclude each other")
     if workers is not None and not self_hosted:
         raise click.UsageError("--workers goes with --self-hosted only")
+    if chaos is not None and not self_hosted:
+        raise click.UsageError("--chaos goes with --self-hosted only")
     if seconds is not None and calls is not None:
         raise click.UsageError("--seconds and --calls exclude each other")
     from benchmarks.load.plan import LoadPlan
@@ -141,6 +161,7 @@ def main(
         seconds=seconds or (None if calls else SECONDS_DEFAULT),
         calls=calls,
         verify=verify,
+        kill_interval_s=chaos_interval_ms / 1000 if chaos is not None else None,
         seed=random.getrandbits(32) if seed is None else seed,
         # What earlier runs left in the objects must not be taken for this run's.
         name_prefix=f"{secrets.token_hex(4)}-" if verify else "",
@@ -159,12 +180,14 @@ async def _run(plan: LoadPlan, own_workers: int | None, as_json: bool) -> bool:
     from benchmarks.load.private_cluster import private_cluster
     from perdure.locate import default_url
 
+    supervisor_pid = 0
     async with contextlib.AsyncExitStack() as stack:
         if own_workers is not None:
-            plan = replace(plan, url=await stack.enter_async_context(private_cluster(own_workers)))
+            url, supervisor_pid = await stack.enter_async_context(private_cluster(own_workers))
+            plan = replace(plan, url=url)
         elif not plan.url:
             plan = replace(plan, url=default_url())
-        figures, verdict = await _measure(plan)
+        figures, verdict = await _measure(plan, supervisor_pid)
     if as_json:
         click.echo(json.dumps(result.as_json(plan, figures, verdict)))
     else:
@@ -173,22 +196,33 @@ async def _run(plan: LoadPlan, own_workers: int | None, as_json: bool) -> bool:
         click.echo("not one call succeeded", err=True)
     if verdict is not None and not verdict.is_good:
         click.echo("verification failed: acknowledged writes were lost or took effect twice", err=True)
-    return bool(figures.acked) and (verdict is None or verdict.is_good)
+    in_doubt = verdict is not None and plan.kill_interval_s is not None and verdict.unknown > 0
+    if in_doubt:
+        click.echo("verification failed: callers did not learn the outcome of their writes", err=True)
+    return bool(figures.acked) and not in_doubt and (verdict is None or verdict.is_good)
 
 
-async def _measure(plan: LoadPlan) -> tuple[Figures, Verdict | None]:
-    """The load, then reading back.  What shall happen to the cluster under load runs beside `fleet.run`."""
+async def _measure(plan: LoadPlan, supervisor_pid: int) -> tuple[Figures, Verdict | None]:
+    """The load, with what happens to the cluster meanwhile, then reading back."""
     from benchmarks.load import result, verify
+    from benchmarks.load.chaos import Chaos
     from benchmarks.load.fleet import Fleet
     from benchmarks.load.served import check_served
 
     await check_served(plan)
-    with _progress(plan) as on_progress:
-        async with Fleet(plan, on_progress) as fleet:
-            with _on_signals(fleet.stop):
+    async with contextlib.AsyncExitStack() as stack:
+        on_progress = stack.enter_context(_progress(plan))
+        fleet = await stack.enter_async_context(Fleet(plan, on_progress))
+        kills = 0
+        with _on_signals(fleet.stop):
+            if plan.kill_interval_s is None:
                 reports = await fleet.run()
+            else:
+                async with Chaos(plan.url, supervisor_pid, plan.kill_interval_s, plan.seed) as chaos:
+                    reports = await fleet.run()
+                kills = chaos.kills
     verdict = verify.judge(reports, await verify.read_back(plan)) if plan.verify else None
-    return result.add_up(reports), verdict
+    return replace(result.add_up(reports), kills=kills), verdict
 
 
 @contextlib.contextmanager

@@ -48,6 +48,8 @@ class LoadPlan:
     timeout_s: float
     """Deadline of each call."""
     verify: bool
+    kill_interval_s: float | None
+    """Time between two kills of a worker; None when none is killed."""
     seed: int
     name_prefix: str
     """Object i has the name of this prefix and i."""

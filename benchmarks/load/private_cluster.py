@@ -31,8 +31,8 @@ class ClusterFailed(PerdureError):
 
 
 @asynccontextmanager
-async def private_cluster(workers: int) -> AsyncIterator[str]:
-    """A running cluster in the temporary directory (TMPDIR); gives its URL.
+async def private_cluster(workers: int) -> AsyncIterator[tuple[str, int]]:
+    """A running cluster in the temporary directory (TMPDIR); gives its URL and its supervisor's process id.
 
     Its log is kept quiet: warnings only.  Raises `ClusterFailed` when it does not start.
     """
@@ -47,7 +47,7 @@ async def private_cluster(workers: int) -> AsyncIterator[str]:
             start_new_session=True,
         )
         try:
-            yield await _url(data, supervisor)
+            yield await _url(data, supervisor), supervisor.pid
         finally:
             await _stop(supervisor)
 

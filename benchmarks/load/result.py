@@ -33,6 +33,8 @@ class Figures:
     """How long the load ran."""
     client_cpu_us_per_call: float
     """CPU time of the clients for each call that ended with a result."""
+    kills: int = 0
+    """Workers that were killed meanwhile."""
 
 
 def add_up(reports: Sequence[ClientReport]) -> Figures:
@@ -86,6 +88,8 @@ def as_table(plan: LoadPlan, figures: Figures, verdict: Verdict | None) -> str:
         ("errors", errors or "none"),
         ("client CPU", f"{figures.client_cpu_us_per_call:.1f} us a call"),
     ]
+    if plan.kill_interval_s is not None:
+        rows.append(("chaos", f"{figures.kills:,} workers killed, one each {plan.kill_interval_s:g} s"))
     if verdict is not None:
         rows.append(
             (

@@ -19,7 +19,7 @@ from perdure.limits import Limits
 from perdure.locate import DATA_DEFAULT
 from perdure_cli.errors import BadOption, CannotRun, RunExit
 
-__all__ = ["main", "resolve_app", "resolve_bind"]
+__all__ = ["main", "resolve_app", "resolve_bind", "resolve_binds"]
 
 _LIMITS = Limits()
 _ENGINES = ("leveldb", "memory")
@@ -62,6 +62,14 @@ def resolve_bind(text: str) -> str:
             "127.0.0.1 is allowed (reach it from elsewhere through a tunnel)"
         )
     return f"tcp://{host}:{int(port)}"
+
+
+def resolve_binds(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """All of `--bind`, each as of `resolve_bind`.  Raises `BadOption`, also for one that is there twice."""
+    addresses = tuple(map(resolve_bind, texts))
+    if twice := next((address for address in addresses if addresses.count(address) > 1), None):
+        raise BadOption(f"--bind {twice} is given twice: once is enough")
+    return addresses
 
 
 @click.group()
@@ -157,7 +165,7 @@ def run(
             app=resolve_app(module_or_file),
             data=data,
             workers=workers,
-            binds=tuple(resolve_bind(bind) for bind in binds),
+            binds=resolve_binds(binds),
             engine=engine,
             log_json=json_lines,
             log_level=log_level.upper(),

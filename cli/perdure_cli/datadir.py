@@ -59,6 +59,11 @@ class DataDirectory:
         """
         try:
             path = path.resolve()
+            if not _is_utf8(path):
+                raise CannotRun(
+                    f"the path of the data directory is not UTF-8: {os.fsencode(path)!r}; choose another "
+                    "with --data (sockets and configurations name it)"
+                )
             path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)
@@ -75,7 +80,7 @@ class DataDirectory:
             pid = int(holder[0]) if holder[0].isdecimal() else None
             raise AlreadyRunning(path, pid, holder[2].strip()) from None
         os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n{command}\n".encode(), 0)
+        os.pwrite(lock, f"{os.getpid()}\n{command}\n".encode(errors="backslashreplace"), 0)
         return cls(path, lock)
 
     def close(self) -> None:
@@ -156,11 +161,13 @@ class DataDirectory:
         # The same name each time, so that clients which outlive a restart find the router again. A name
         # that somebody else has taken is not used.
         digest = hashlib.blake2b(os.fsencode(self.path), digest_size=8).hexdigest()
-        for folder in (Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108 - checked to be private below
+        # The session's own directory before those that are cleaned up by age.
+        folders = (*_session_directory(), Path(tempfile.gettempdir()), Path("/tmp"))  # noqa: S108 - see below
+        for folder in folders:
             run = folder / f"perdure-{os.geteuid()}-{digest}"
             if not _fits(run):
                 continue
-            try:
+            try:  # what others could enter or have made is not used
                 with contextlib.suppress(FileExistsError):
                     run.mkdir(mode=0o700)
                 _check_private(run)
@@ -202,8 +209,26 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def _is_utf8(path: Path) -> bool:
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _session_directory() -> list[Path]:
+    """XDG_RUNTIME_DIR where there is one that is ours alone; it goes at the user's logout."""
+    folder = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    try:
+        _check_private(folder)
+    except (OSError, UnsafeDirectory):
+        return []
+    return [folder] if folder.is_absolute() else []
+
+
 def _fits(run: Path) -> bool:
-    return len(os.fsencode(run / _LONGEST_SOCKET_NAME)) <= SOCKET_PATH_BYTES_MAX
+    return _is_utf8(run) and len(os.fsencode(run / _LONGEST_SOCKET_NAME)) <= SOCKET_PATH_BYTES_MAX
 
 
 def _empty(run: Path) -> None:

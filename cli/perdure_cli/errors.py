@@ -7,6 +7,7 @@
         ├── UnsafeDirectory   others could read or replace what the directory holds
         ├── StateDamaged      the state file is lost or does not match its checksum
         ├── StateTooNew       the state file was written by a newer Perdure
+        ├── ApplicationNotLoaded  the application cannot be loaded
         └── AddressInUse      a --bind address is taken by another process
 
 All are raised in the supervisor's process and never travel to a client.
@@ -23,6 +24,7 @@ from perdure.errors import PerdureError
 __all__ = [
     "AddressInUse",
     "AlreadyRunning",
+    "ApplicationNotLoaded",
     "BadOption",
     "CannotRun",
     "RunExit",
@@ -102,6 +104,16 @@ class StateTooNew(CannotRun):
         )
         self.found = found
         self.supported = supported
+
+
+class ApplicationNotLoaded(CannotRun):
+    """The application cannot be loaded; `reason`, which a worker gave, says what to correct."""
+
+    exit_code = RunExit.APPLICATION
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the application cannot be loaded: {reason}")
+        self.reason = reason
 
 
 class AddressInUse(CannotRun):

@@ -129,6 +129,8 @@ class Exited:
     pid: int
     code: int
     now: float
+    blamed: bool = False
+    """Whether an object of the worker is to blame, which its next incarnation counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """SIGTERM or SIGINT; the second one forces."""
+    """A signal to stop (SIGTERM, SIGINT, SIGHUP, SIGQUIT); the second one forces."""
 
     now: float
 
@@ -173,6 +175,8 @@ class Kill:
     child: ChildId
     pid: int
     signal: signal.Signals
+    reason: str = ""
+    """Why, for the operator."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,14 @@ from perdure_cli.events import (
     StopRequested,
     Tick,
 )
-from perdure_cli.restarts import PARKING, Death, RestartTiming, after_death, after_failed_spawn
+from perdure_cli.restarts import (
+    PARKING,
+    Death,
+    RestartTiming,
+    after_death,
+    after_failed_spawn,
+    write_failures_after,
+)
 from perdure_cli.state import ClusterState
 
 __all__ = ["Child", "ChildState", "Supervision", "Timing"]
@@ -62,14 +69,14 @@ class Timing:
 
     heartbeat_interval_s: float = _LIMITS.heartbeat_interval_s
     heartbeat_lost_s: float = _LIMITS.heartbeat_lost_s
-    start_timeout_s: float = 30.0
+    start_timeout_s: float = _LIMITS.start_timeout_s
     """Spawn to ready; recovery of a shard's log takes seconds at worst (RELIABILITY §1.2)."""
-    stop_timeout_s: float = _LIMITS.drain_timeout_s + _LIMITS.goodbye_timeout_s + 2.0
+    stop_timeout_s: float = _LIMITS.drain_timeout_s + _LIMITS.goodbye_timeout_s + _LIMITS.stop_margin_s
     """SIGTERM to exit of a worker: its drain (also of what others need it for) and goodbye, and a margin for
     the last commit."""
-    router_stop_timeout_s: float = _LIMITS.goodbye_timeout_s + 2.0
+    router_stop_timeout_s: float = _LIMITS.goodbye_timeout_s + _LIMITS.stop_margin_s
     """SIGTERM to exit of the router, which has nothing to drain once the workers are gone."""
-    kill_timeout_s: float = 5.0
+    kill_timeout_s: float = _LIMITS.kill_timeout_s
     """SIGKILL to exit when stopping; a process stuck in the kernel longer than this is left behind."""
     restarts: RestartTiming = field(default_factory=RestartTiming)
 
@@ -111,6 +118,8 @@ class Child:
     last_beat: float = 0.0
     strikes: int = 0
     """Failures in a row, as `restarts` counts them."""
+    write_failures: int = 0
+    """Failed writes in a row, as `restarts` counts them."""
     incarnations: int = 0
     """Spawned in this run."""
 
@@ -256,17 +265,20 @@ class Supervision:
             self._announced = True
             yield Announce(sum(worker.state is ChildState.PARKED for worker in self.workers))
 
-    def _end(self, child: Child, how: signal.Signals) -> Iterator[Action]:
+    def _end(self, child: Child, how: signal.Signals, reason: str = "") -> Iterator[Action]:
         child.state = ChildState.STOPPING
         if child.pid is not None:
-            yield Kill(child.id, child.pid, how)
+            yield Kill(child.id, child.pid, how, reason)
 
     def _on_exited(self, event: Exited) -> Iterator[Action]:
         child = self.children[event.child]
         if child.pid != event.pid:
             return
         served_s = None if child.ready_at is None else event.now - child.ready_at
-        death = Death(event.code, served_s, killed_by_supervisor=child.state is ChildState.STOPPING)
+        killed = child.state is ChildState.STOPPING
+        death = Death(event.code, served_s, killed_by_supervisor=killed, blamed=event.blamed)
+        restarts = self.timing.restarts
+        child.write_failures = write_failures_after(child.write_failures, death, restarts)
         child.pid = None
         child.state = ChildState.DOWN
         yield from self._take_off_the_map(child)
@@ -274,10 +286,15 @@ class Supervision:
             if served_s is not None and event.code != WorkerExit.STOPPED:
                 self._stopped_badly()
             yield from self._shut_down(event.now)
-        elif child is not self.router and event.code in PARKING:
+        elif child is not self.router and event.code in PARKING and not event.blamed:
             yield from self._park(child, event)
+        elif child.write_failures >= restarts.write_failures_max:
+            child.state = ChildState.PARKED
+            reason = f"{child.write_failures} writes in a row have failed: check the disk, then start again"
+            yield Park(child.id, event.code, reason)
+            yield from self._announce()
         else:
-            child.strikes, pause = after_death(child.strikes, death, self.timing.restarts)
+            child.strikes, pause = after_death(child.strikes, death, restarts)
             if pause > 0:
                 child.restart_at = event.now + pause
             else:
@@ -305,11 +322,19 @@ class Supervision:
             silent = child.state is ChildState.UP and now - child.last_beat >= timing.heartbeat_lost_s
             late = child.state is ChildState.STARTING and now - child.spawned_at >= timing.start_timeout_s
             if silent or late:
-                yield from self._end(child, signal.SIGKILL)
+                yield from self._end(child, signal.SIGKILL, self._why_killed(child, late=late))
                 yield from self._take_off_the_map(child)
         due = [c for c in self.children.values() if c.restart_at is not None and c.restart_at <= now]
         if due:
             yield from self._spawn(due, now)
+
+    def _why_killed(self, child: Child, *, late: bool) -> str:
+        is_worker = child.id.role is Role.WORKER
+        if late:
+            advice = ": does the module wait for something while it loads?" if is_worker else ""
+            return f"not ready after {self.timing.start_timeout_s:g} s{advice}"
+        advice = ": a method computes for too long (use @blocking), or the process was stopped"
+        return f"no heartbeat for {self.timing.heartbeat_lost_s:g} s{advice if is_worker else ''}"
 
     def _allow_for_own_pause(self, now: float) -> None:
         # After a pause of this process (stopped, or waiting for a slow disk) unread heartbeats may lie in
@@ -333,7 +358,7 @@ class Supervision:
         self._stage_deadline = now + self.timing.kill_timeout_s
         for child in self.children.values():
             if child.pid is not None:
-                yield from self._end(child, signal.SIGKILL)
+                yield from self._end(child, signal.SIGKILL, "a second signal asked for it")
 
     def _on_quiet(self, event: Quiet) -> Iterator[Action]:
         if not self._is_current(event):
@@ -386,7 +411,7 @@ class Supervision:
                 self._stage_killed = True
                 self._stage_deadline = now + timing.kill_timeout_s
                 for child in alive:
-                    yield from self._end(child, signal.SIGKILL)
+                    yield from self._end(child, signal.SIGKILL, "it did not stop in the time that it has")
                 return
             if self._phase is _Phase.STOPPING_ROUTER:
                 self._phase = _Phase.FINISHED

@@ -14,15 +14,14 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, assert_never
+
+import zmq
 
 from perdure.channel import Channel, PeerGone, WouldBlock, open_context, open_router
 from perdure.codec import BadMessage, decode, encode
@@ -30,8 +29,10 @@ from perdure.exits import WorkerExit
 from perdure.limits import Limits
 from perdure.locate import boot_id
 from perdure.slotmap import SlotMap
+from perdure_cli.blame import Ending, how_it_ended, judge, last_stack
+from perdure_cli.children import ChildCommand, RunConfig, child_command, router_config, worker_config
 from perdure_cli.datadir import DataDirectory
-from perdure_cli.errors import AddressInUse, RunExit
+from perdure_cli.errors import ApplicationNotLoaded, CannotRun, RunExit
 from perdure_cli.events import (
     Action,
     Announce,
@@ -55,80 +56,40 @@ from perdure_cli.events import (
     StopRequested,
     Tick,
 )
+from perdure_cli.free_space import FreeSpace
+from perdure_cli.places import Places, check_bindable
 from perdure_cli.shards import prepare_shards
 from perdure_cli.state import ClusterState
-from perdure_cli.supervision import Supervision, Timing
-from perdure_router.config import RouterConfig
-from perdure_worker.config import WorkerConfig
+from perdure_cli.supervision import ChildState, Supervision, Timing
+from perdure_worker.loader import said_reason
+from perdure_worker.marks import Marked, Seen, new_memory, read_memory
+from perdure_worker.quarantine import Blame
 
 __all__ = ["ChildCommand", "RunConfig", "Supervisor", "child_command", "run"]
 
 _LIMITS = Limits()
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 _log = logging.getLogger("perdure.supervisor")
-
-ChildCommand = Callable[[Role, str], Sequence[str]]
-"""Command line of a child, from its role and its configuration in JSON."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """What `perdure run` was told."""
-
-    app: str
-    """Absolute path of a file, or a module's dotted name."""
-    data: Path
-    workers: int | None = None
-    """None: what the data directory has."""
-    binds: tuple[str, ...] = ()
-    """TCP endpoints of the router, besides its socket in the run directory."""
-    engine: str = "leveldb"
-    log_json: bool = False
-    log_level: str = "INFO"
-    dev: bool = False
-    idle_evict_s: float = _LIMITS.idle_evict_s
-    live_objects_max: int = _LIMITS.live_objects_max
-
-
-def child_command(role: Role, config: str) -> Sequence[str]:
-    """A fresh interpreter; -P keeps the working directory's files from shadowing our packages."""
-    return [sys.executable, "-P", "-m", f"perdure_{role}", config]
 
 
 def run(config: RunConfig, *, command: ChildCommand = child_command, timing: Timing | None = None) -> RunExit:
     """Runs the cluster until it is stopped; gives the exit code.
 
-    Raises `CannotRun` when it cannot start.  The steps: lock, state, shards, sockets, children.
+    Raises `CannotRun` when it cannot start, or could not load the application.  The steps: lock, state,
+    shards, sockets, children.
     """
-    for address in config.binds:
-        _check_bindable(address)
     with DataDirectory.open(config.data, _own_command()) as directory:
+        # Behind the lock: the port may be that of whoever holds the directory, and that is the thing to say.
+        check_bindable(config.binds)
         state = prepare_shards(directory, config.engine, config.workers, _LIMITS.slots)
         places = Places(directory.make_run_directory())
         directory.write_endpoint(places.url)
         supervisor = Supervisor(config, directory, places, state, command, timing or Timing())
-        return asyncio.run(supervisor.run())
-
-
-@dataclass(frozen=True)
-class Places:
-    """Endpoints of one run."""
-
-    run_directory: Path
-
-    @property
-    def url(self) -> str:
-        """The router's socket, for clients on this machine."""
-        return f"ipc://{self.run_directory}/router"
-
-    @property
-    def control(self) -> str:
-        """The supervisor's socket, for its children."""
-        return f"ipc://{self.run_directory}/control"
-
-    def door(self, worker: int, epoch: int) -> Path:
-        """Socket of one incarnation of a worker."""
-        return self.run_directory / f"w{worker}.e{epoch}"
+        code = asyncio.run(supervisor.run())
+        if code is RunExit.APPLICATION and (reason := said_reason(places.run_directory)):
+            raise ApplicationNotLoaded(reason)
+        return code
 
 
 @dataclass
@@ -140,8 +101,12 @@ class _Process:
     popen: subprocess.Popen[bytes]
     pidfd: int
     spawned_at: float
+    marks: int
+    """Where a worker notes what it runs, see `perdure_worker.marks`; -1 for the router."""
     peer: bytes = b""
     """Its routing id on the control socket; empty until it speaks."""
+    stops: bool = False
+    """It was told to stop in order, by us or by whoever: then it says so."""
 
 
 class Supervisor:
@@ -162,18 +127,25 @@ class Supervisor:
         self._command = command
         self._core = Supervision(state, boot_id(), timing)
         self._processes: dict[ChildId, _Process] = {}
+        self._blames: dict[ChildId, Blame] = {}
+        """Of deaths that no incarnation has counted yet."""
+        self._served: set[ChildId] = set()
         self._actions: deque[Action] = deque()
         self._acting = False
         self._persist_error: OSError | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._is_homeless = False
+        self._space = FreeSpace(_LIMITS)
 
     async def run(self) -> RunExit:
         """From the first spawn to the last death."""
         self._loop = asyncio.get_running_loop()
         self._finished: asyncio.Future[RunExit] = self._loop.create_future()
         self._loop.set_exception_handler(self._on_defect)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._on_signal, number)
+        for number in _STOP_SIGNALS:
+            # nohup and the like have a process ignore the end of its terminal; that stays so.
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                self._loop.add_signal_handler(number, self._on_signal, number)
         context = open_context()
         self._control = Channel(self._loop, open_router(context, [self._places.control]), self._on_message)
         try:
@@ -206,7 +178,13 @@ class Supervisor:
         deadline = self._core.next_deadline()
         if deadline != float("inf"):
             # Both clocks are CLOCK_MONOTONIC.
-            self._timer = self._loop.call_at(deadline, lambda: self._feed(Tick(_now())))
+            self._timer = self._loop.call_at(deadline, self._on_tick)
+
+    def _on_tick(self) -> None:
+        if not self._core.stopping:
+            self._mend_run_directory()
+            self._look_at_disk()
+        self._feed(Tick(_now()))
 
     def _on_signal(self, number: signal.Signals) -> None:
         how = "stopping at once" if self._core.stopping else "stopping in order; a second signal forces"
@@ -217,9 +195,11 @@ class Supervisor:
         code = process.popen.poll()
         if code is None:
             return
+        seen = read_memory(process.marks) if process.marks >= 0 else None
+        culprit = self._judge(process, code, seen) if seen is not None else None
         self._release(process)
-        self._log_death(process, code)
-        self._feed(Exited(process.child, process.popen.pid, code, _now()))
+        self._log_death(process, code, seen, culprit)
+        self._feed(Exited(process.child, process.popen.pid, code, _now(), blamed=culprit is not None))
         if (restart_at := self._core.children[process.child].restart_at) is not None:
             _log.info("%s is restarted in %.1f s", process.child, restart_at - _now())
 
@@ -244,10 +224,13 @@ class Supervisor:
         if kind == "ready":
             seconds = round(_now() - process.spawned_at, 3)
             _log.info("%s is ready", child, extra={"epoch": epoch, "pid": pid, "seconds": seconds})
+            self._served.add(child)
+            self._blames.pop(child, None)
             self._feed(Ready(child, epoch, pid, endpoint, _now()))
         elif kind == "beat":
             self._feed(Beat(child, epoch, pid, _now()))
         elif kind == "quiet":
+            process.stops = True
             _log.debug("%s runs no turn any more", child, extra={"epoch": epoch, "pid": pid})
             self._feed(Quiet(child, epoch, pid, _now()))
 
@@ -265,6 +248,7 @@ class Supervisor:
             case Persist():
                 self._persist(action.state)
             case Spawn():
+                self._mend_run_directory()
                 self._spawn(action.child, action.epoch)
             case Kill():
                 self._kill(action)
@@ -304,51 +288,42 @@ class Supervisor:
         self._feed(Spawned(child, epoch, process.popen.pid, _now()))
 
     def _start_process(self, child: ChildId, epoch: int) -> _Process:
-        popen = subprocess.Popen(
-            self._command(child.role, self._child_config(child, epoch)),
-            stdin=subprocess.DEVNULL,
-            # A group of its own, so that Ctrl+C in the terminal reaches the supervisor alone.
-            process_group=0,
-            umask=0o077,
-        )
-        return _Process(child, epoch, popen, os.pidfd_open(popen.pid), _now())
+        marks = new_memory(f"perdure-{child}") if child.role is Role.WORKER else -1
+        try:
+            popen = subprocess.Popen(
+                self._command(child.role, self._config_of(child, epoch, marks)),
+                stdin=subprocess.DEVNULL,
+                # A group of its own, so that Ctrl+C in the terminal reaches the supervisor alone.
+                process_group=0,
+                umask=0o077,
+                pass_fds=(marks,) if marks >= 0 else (),
+            )
+        except OSError:
+            _close(marks)
+            raise
+        return _Process(child, epoch, popen, os.pidfd_open(popen.pid), _now(), marks)
 
-    def _child_config(self, child: ChildId, epoch: int) -> str:
-        config, places, state = self._config, self._places, self._core.state
+    def _config_of(self, child: ChildId, epoch: int, marks: int) -> str:
         if child.role is Role.ROUTER:
-            return RouterConfig(
-                endpoints=(places.url, *config.binds),
-                control=places.control,
-                epoch=epoch,
-                parent=os.getpid(),
-                log_json=config.log_json,
-                log_level=config.log_level,
-            ).to_json()
-        slots = state.ranges[child.index]
-        return WorkerConfig(
-            app=config.app,
-            index=child.index,
-            shard=str(self._directory.shard_path(child.index)),
-            door=f"ipc://{places.door(child.index, epoch)}",
-            slots=(slots.start, slots.stop),
-            slot_count=state.slot_count,
-            engine=config.engine,
-            dev=config.dev,
-            idle_evict_s=config.idle_evict_s,
-            live_objects_max=config.live_objects_max,
-            control=places.control,
-            epoch=epoch,
-            parent=os.getpid(),
-            log_json=config.log_json,
-            log_level=config.log_level,
-        ).to_json()
+            return router_config(self._config, self._places, epoch)
+        return worker_config(
+            self._config,
+            self._places,
+            self._core.state,
+            child,
+            epoch,
+            shard=self._directory.shard_path(child.index),
+            marks=marks,
+            blame=self._blames.get(child),
+            first=child not in self._served,
+        )
 
     def _kill(self, action: Kill) -> None:
         process = self._processes.get(action.child)
         # By pidfd, and not waited for yet: it can be no other process that got the number meanwhile.
         if process is not None and process.popen.pid == action.pid:
             if action.signal is signal.SIGKILL:
-                _log.warning("%s is killed", action.child, extra={"pid": action.pid})
+                _log.warning("%s is killed: %s", action.child, action.reason, extra={"pid": action.pid})
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process.pidfd, action.signal)
 
@@ -377,10 +352,69 @@ class Supervisor:
                 sys.stdout.write(line + "\n")
                 sys.stdout.flush()
 
+    # --- surroundings
+
+    def _mend_run_directory(self) -> None:
+        """Somebody has cleaned up the sockets: who is connected stays so, nobody else could come in."""
+        if self._places.are_there:
+            return
+        try:
+            places = Places(self._directory.make_run_directory())
+            # A second listener: the first one keeps the connections it has.
+            self._control.socket.bind(places.control)
+            self._directory.write_endpoint(places.url)
+        except (CannotRun, OSError, zmq.ZMQError) as error:
+            if not self._is_homeless:
+                _log.error("the sockets' directory cannot be made again: %s", error)
+            self._is_homeless = True
+            return
+        self._places, self._is_homeless = places, False
+        _log.error("the sockets' directory was emptied; it is there again, and all get new sockets in order")
+        for process in self._processes.values():
+            process.stops = True
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process.pidfd, signal.SIGTERM)
+
+    def _look_at_disk(self) -> None:
+        if self._space.is_due(_now()):
+            with contextlib.suppress(OSError):
+                facts = os.statvfs(self._directory.path)
+                free, total = facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize
+                if news := self._space.look(free, total):
+                    _log.warning(news)
+
     # --- processes
 
-    def _log_death(self, process: _Process, code: int) -> None:
-        facts = {"epoch": process.epoch, "pid": process.popen.pid, "code": code}
+    def _judge(self, process: _Process, code: int, seen: Seen) -> Marked | None:
+        """What the death is blamed on; the next incarnation is told of it."""
+        child = self._core.children[process.child]
+        ordered = self._core.stopping
+        ending = Ending(
+            code,
+            silent_s=0.0 if child.ready_at is None else _now() - child.last_beat,
+            killed_by_supervisor=child.state is ChildState.STOPPING and not ordered,
+            ordered=ordered,
+        )
+        silence_s = 2 * self._core.timing.heartbeat_interval_s
+        culprit = judge(ending, seen, silence_s=silence_s)
+        if culprit is not None:
+            why = (
+                "it fell silent"
+                if ending.killed_by_supervisor
+                else how_it_ended(Role.WORKER, code, asked=False)
+            )
+            self._blames[process.child] = Blame(
+                culprit.key.hex(), culprit.namespace, culprit.method, why, process.epoch
+            )
+        return culprit
+
+    def _log_death(self, process: _Process, code: int, seen: Seen | None, culprit: Marked | None) -> None:
+        facts: dict[str, Any] = {"epoch": process.epoch, "pid": process.popen.pid, "code": code}
+        if culprit is not None:
+            facts["object"] = f"{culprit.namespace}/{culprit.key.hex()}"
+            facts["method"] = culprit.method
+        if seen is not None and (stack := last_stack(seen)):
+            facts["stack"] = stack
         served = self._core.children[process.child].ready_at is not None
         level = logging.WARNING
         if process.child.role is Role.WORKER and code == WorkerExit.APP_NOT_LOADED:
@@ -389,11 +423,13 @@ class Supervisor:
             level = logging.DEBUG  # told to stop before it could do anything
         elif self._core.stopping and code == 0:
             level = logging.INFO
-        _log.log(level, "%s ended: %s", process.child, _how(process.child.role, code), extra=facts)
+        how = how_it_ended(process.child.role, code, asked=self._core.stopping or process.stops)
+        _log.log(level, "%s ended: %s", process.child, how, extra=facts)
 
     def _release(self, process: _Process) -> None:
         self._loop.remove_reader(process.pidfd)
         os.close(process.pidfd)
+        _close(process.marks)
         del self._processes[process.child]
         if process.child.role is Role.WORKER:
             with contextlib.suppress(OSError):
@@ -410,14 +446,9 @@ class Supervisor:
             self._release(process)
 
 
-def _how(role: Role, code: int) -> str:
-    """The end of a process in words."""
-    try:
-        if code < 0:
-            return signal.Signals(-code).name
-        return f"exit code {code}: {WorkerExit(code).meaning}" if role is Role.WORKER else f"exit code {code}"
-    except ValueError:  # a real-time signal, or a code of the user's own
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)
 
 
 def _map_message(slot_map: SlotMap) -> dict[str, Any]:
@@ -430,15 +461,3 @@ def _now() -> float:
 
 def _own_command() -> str:
     return " ".join(sys.orig_argv)
-
-
-def _check_bindable(address: str) -> None:
-    """A taken port is the operator's to resolve: said here, once, and not by a router that never starts."""
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As ZeroMQ does, so that a port whose old connections linger counts as free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, int(port)))
-        except OSError as error:
-            raise AddressInUse(address, error.strerror or str(error)) from None

@@ -227,7 +227,7 @@ class RouterProcess:
                 router.on_pipe_full(answer)
                 self._retry_soon()
             except PeerGone:
-                router.on_peer_gone(answer[0])
+                router.on_peer_gone(*answer[:2])
 
     def _retry_soon(self) -> None:
         if not self._retrying:
@@ -257,7 +257,7 @@ class RouterProcess:
             except WouldBlock:
                 return
             except PeerGone:
-                self._router.on_peer_gone(origin)
+                self._router.on_peer_gone(*answer[:2])
                 return
             backlog.sent(origin)
 

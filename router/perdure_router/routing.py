@@ -40,6 +40,8 @@ __all__ = ["COUNTERS", "Router"]
 COUNTERS: Final = (
     "batches",  # forwarded to workers
     "calls",  # raw calls forwarded to workers
+    "stream_news",  # messages of readers of streams, forwarded to workers
+    "stream_news_dropped",  # whose worker is gone, or whose queue is full
     "answers",  # forwarded from workers to clients
     "stale",  # batches given back for another map
     "unavailable",  # batches and calls refused because their worker is away, or the router is stopping
@@ -64,7 +66,9 @@ COUNTERS: Final = (
 _ROUTE: Final = slice(0, 8)  # version, kind, worker and number: a header but for its stamp
 _HEADER_BYTES: Final = len(protocol.header(protocol.BATCH))
 _CALL_HEADER_BYTES: Final = len(protocol.call_header(bytes(32), 0))
+_BATCH_START: Final = protocol.header(protocol.BATCH)[:2]
 _CALL_START: Final = protocol.call_header(bytes(32), 0)[:2]
+_STREAM_START: Final = protocol.header(protocol.STREAM)[:2]
 _REPLY_START: Final = protocol.header(protocol.REPLY)[:2]
 _GOODBYE_START: Final = protocol.header(protocol.GOODBYE)[:2]
 _UNREADABLE: Final = (ValueError, TypeError, OverflowError, RecursionError, msgpack.OutOfData)
@@ -173,6 +177,10 @@ class Router:
             if origin in self._clients:
                 self._clients[origin] = now
             self._on_unrouted_batch(origin, worker, number, body)
+        elif kind == protocol.STREAM:
+            if origin in self._clients:
+                self._clients[origin] = now
+            self._on_stream(frames, worker, number)
         elif kind == protocol.GOODBYE_ACK:
             self._unacknowledged.discard(origin)
         else:
@@ -180,6 +188,23 @@ class Router:
             if kind != protocol.REFUSED:  # two peers that refuse each other's refusals would never end
                 error = InvalidArgument(f"the router takes no messages of kind {kind}")
                 self.answers.append(answers.refused(origin, error))
+
+    def _on_stream(self, frames: Sequence[bytes], worker: int, epoch: int) -> None:
+        """News for the producers of streams.  Readers repeat it, and learn of a death by themselves."""
+        link = self._links[worker] if worker < len(self._links) else None
+        size = len(frames[2]) + _ENTRY_BYTES
+        taken = (
+            link is not None
+            and link.epoch == epoch
+            and not link.closing
+            and link.queued_bytes + size <= self._limits.router_queue_bytes_max
+            and size <= self._body_bytes_max
+        )
+        self.stats["stream_news" if taken else "stream_news_dropped"] += 1
+        if link is not None and taken:
+            link.add(frames, size)
+            if not link.ready:
+                self._mark_ready(link)
 
     def _on_greeting(self, origin: bytes, version: int | None, now: float) -> None:
         if self._stopping:
@@ -320,9 +345,9 @@ class Router:
         batches = []
         for entry in link.take_unsent():
             origin, header, _ = entry
-            if header[:2] != _CALL_START:
+            if header[:2] == _BATCH_START:
                 batches.append(entry)
-            elif call_key(origin, header) not in link.in_flight:
+            elif header[:2] == _CALL_START and call_key(origin, header) not in link.in_flight:
                 # Else it repeats a call that did leave, and "not executed" would be a lie.
                 error = self._unavailable(link.worker)
                 self.answers.append(answers.failed_call(origin, header[-8:], error))
@@ -370,9 +395,13 @@ class Router:
             if link is not None:
                 self.stats["calls_forgotten"] += link.forget_older(sent_before)
 
-    def on_peer_gone(self, origin: bytes) -> None:
-        """An answer could not be sent, since its client's connection is closed."""
+    def on_peer_gone(self, origin: bytes, header: bytes = b"") -> None:
+        """An answer with this header could not be sent, since its client's connection is closed."""
         self.stats["answers_unroutable"] += 1 + self.backlog.forget(origin)
+        # A worker asks whether the reader of a stream is there.
+        if header[:2] == _STREAM_START and len(header) == _HEADER_BYTES:
+            _, worker, epoch, _ = protocol.read_header(header)
+            self._on_stream((origin, header, b""), worker, epoch)
         if origin in self._clients:
             self._forget_client(origin)
 

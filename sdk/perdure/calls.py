@@ -3,7 +3,9 @@
 Guarantees that each call ends exactly once: with a result, the method's exception, `NotExecuted`, or
 `OutcomeUnknown`.  What was not sent ends at its deadline, what was sent at the latest `answer_grace_s`
 after it, both within 50 ms.  What surely did not run (a dead or moving worker, a stale slot map) is sent
-again until the deadline without the caller noticing.
+again until the deadline without the caller noticing.  So is what was lost with a worker, a connection or a
+router, under the same request id: workers answer it from their records if it took effect (unless the
+caller wants no such retries; then it ends as `OutcomeUnknown` at once).
 
 Calls of one loop tick leave as one message per worker: one message per call carries 30,000 durable
 calls a second, tick-coalesced batches 160,000 and more (DESIGN §2).  No sockets, no loop and no clock
@@ -14,16 +16,19 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NoReturn, Protocol
 
 from perdure import codec, protocol
 from perdure.answers import read_refused, read_replies, read_stale
+from perdure.batches import cut
 from perdure.codec import BadMessage
+from perdure.deadlines import TICKS_PER_S, Deadlines
 from perdure.errors import (
     DeadlineExceeded,
-    InvalidArgument,
     MessageTooLarge,
+    NotExecuted,
     OutcomeUnknown,
     Overloaded,
     PerdureError,
@@ -32,23 +37,18 @@ from perdure.errors import (
 )
 from perdure.limits import Limits
 from perdure.methods import Method
-from perdure.pending import Answer, Pending, end
+from perdure.pacing import Pacing
+from perdure.pending import Answer, Pending, end, unencodable
 from perdure.slotmap import SlotMap
+from perdure.streams import Streams
 from perdure.stub import Target
 
 __all__ = ["Caller", "Outgoing"]
 
 _LIMITS = Limits()
-# Deadlines are looked at this often; a call ends at most this much later than promised.
-_WHEEL_TICKS_PER_S = 20
 _GRACE_S = _LIMITS.answer_grace_s
-_RETRY_FIRST_S = 0.02
-_RETRY_MAX_S = 0.5
-_RETRY_DOUBLINGS_MAX = 5  # 0.02 s * 2**5 is beyond _RETRY_MAX_S; without a bound the power overflows
 _OLD_TICKS = 10
 """A call is not young any more after this many ticks, 0.5 s."""
-# A batch carries one time for all of its calls, so only calls of about the same time travel together.
-_STAMP_SLACK_S = 0.005
 _ID_FIELD, _TIMEOUT_FIELD = 2, 7  # positions of Item.object_id and Item.timeout_ms in a call's fields
 
 
@@ -67,6 +67,7 @@ class Caller:
         *,
         clock: Callable[[], float],
         random_source: random.Random,
+        retry: bool = True,
         load_exception: Callable[[Any], BaseException],
         want_flush: Callable[[], None],
         want_map: Callable[[], None],
@@ -74,6 +75,7 @@ class Caller:
         self.client_id = client_id
         self.map: SlotMap | None = None
         self.pending: dict[int, Pending] = {}
+        self.streams = Streams(client_id, self.pending, clock, self._flush_soon, load_exception)
         self.late_replies = 0
         self.direct = True
         """Whether calls go to the workers themselves; if not, news of a death overtakes batches on the way
@@ -82,7 +84,8 @@ class Caller:
         """Whether the workers' monotonic clock is this one; if not, batches carry no time."""
         self._pack = codec.make_packer()
         self._clock = clock
-        self._random = random_source
+        self._pacing = Pacing(random_source)
+        self._retry = retry
         self._load_exception = load_exception
         self._want_flush = want_flush
         self._want_map = want_map
@@ -93,16 +96,7 @@ class Caller:
         self._queues: dict[int, list[Pending]] = {}
         self._queued_bytes = 0
         self._flush_wanted = False
-        self._wheel: dict[int, list[tuple[int, int]]] = {}
-        """Deadline in wheel ticks -> first and last sequence of each run of calls with that deadline.
-
-        Runs, because an entry stays until the deadline, also when its call has long ended: a number for
-        each call would be 200 MB at 180,000 calls a second.
-        """
-        self._bucket = -1
-        self._first = 0
-        """The run that the next call with the same deadline belongs to."""
-        self._wheel_done = int(clock() * _WHEEL_TICKS_PER_S)
+        self._deadlines = Deadlines(clock())
         self._delayed: list[tuple[float, int]] = []
 
     # --- starting calls
@@ -153,15 +147,14 @@ class Caller:
             end(answer, error)
             return
         except Exception:
-            end(answer, self._unencodable(fields))
+            end(answer, unencodable(fields))
             return
         now = self._clock()
         deadline = now + timeout_s
         pending = self.pending[sequence] = Pending(fields, item, worker, now, deadline, answer, spec)
-        bucket = int(deadline * _WHEEL_TICKS_PER_S)
-        if bucket != self._bucket:
-            self._end_run(sequence - 1)
-            self._bucket, self._first = bucket, sequence
+        bucket = int(deadline * TICKS_PER_S)
+        if bucket != self._deadlines.bucket:
+            self._deadlines.begin(bucket, sequence)
         self._queued_bytes += len(item)
         queue = self._queues.get(worker)
         if queue is None:
@@ -172,14 +165,12 @@ class Caller:
             self._flush_wanted = True
             self._want_flush()
 
-    def _end_run(self, last: int) -> None:
-        if self._bucket >= 0:
-            self._wheel.setdefault(self._bucket, []).append((self._first, last))
-            self._bucket = -1
-
     def _enqueue(self, pending: Pending) -> None:
         self._queued_bytes += len(pending.item)
         self._queues.setdefault(pending.worker, []).append(pending)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if not self._flush_wanted:
             self._flush_wanted = True
             self._want_flush()
@@ -197,13 +188,6 @@ class Caller:
                 limit="client_queue_bytes_max",
             )
 
-    def _unencodable(self, fields: list[Any]) -> PerdureError:
-        try:
-            codec.encode(fields)
-        except InvalidArgument as error:
-            return InvalidArgument(f"{fields[1]}.{fields[4]}(): an argument cannot be sent: {error}")
-        return InvalidArgument(f"{fields[1]}.{fields[4]}(): the arguments cannot be sent")
-
     # --- sending
 
     def flush(self, send: Outgoing) -> bool:
@@ -218,7 +202,7 @@ class Caller:
             epoch = slot_map.seats[worker].epoch
             sent = 0
             try:
-                for batch, size in self._batches(queue):
+                for batch, size in cut(queue):
                     items = [pending.item for pending in batch]
                     body = b"".join((protocol.array_header(len(items) + 1), head, *items))
                     stamp = int(batch[0].encoded_at * 1000) if self.same_clock else 0
@@ -235,7 +219,7 @@ class Caller:
                     del self._queues[worker]
                 else:
                     del queue[:sent]
-        return waiting
+        return (self.streams.waiting and self.streams.flush(send, slot_map)) or waiting
 
     def _head(self) -> bytes:
         """Who calls, and which of its calls have ended (see `protocol`).
@@ -250,30 +234,7 @@ class Caller:
                 floor = sequence
                 break
             stragglers.append(sequence)
-        return self._pack([self.client_id, self._flushes, floor, *stragglers])
-
-    def _batches(self, queue: list[Pending]) -> Iterator[tuple[list[Pending], int]]:
-        size = sum([len(pending.item) for pending in queue])
-        if (
-            size <= _LIMITS.batch_bytes_max
-            and len(queue) < _LIMITS.batch_calls_max
-            and queue[-1].encoded_at - queue[0].encoded_at <= _STAMP_SLACK_S
-        ):
-            yield queue[:], size
-            return
-        batch: list[Pending] = []
-        size = 0
-        for pending in queue:
-            if batch and (
-                size + len(pending.item) > _LIMITS.batch_bytes_max
-                or len(batch) >= _LIMITS.batch_calls_max - 1
-                or pending.encoded_at - batch[0].encoded_at > _STAMP_SLACK_S
-            ):
-                yield batch, size
-                batch, size = [], 0
-            batch.append(pending)
-            size += len(pending.item)
-        yield batch, size
+        return self._pack([self.client_id, self._flushes, self._sequence, floor, *stragglers])
 
     # --- what comes back
 
@@ -285,7 +246,8 @@ class Caller:
             for sequence, status, payload in replies:
                 pending = pending_calls.get(sequence)
                 if pending is None or pending.epoch != epoch:
-                    self.late_replies += 1
+                    if not self.streams.on_reply(epoch, sequence, status, payload, len(body) // len(replies)):
+                        self.late_replies += 1
                     continue
                 if status == protocol.STATUS_RESULT:
                     del pending_calls[sequence]
@@ -298,6 +260,9 @@ class Caller:
                             self._load_result(answer, spec, payload)
                 elif status == protocol.STATUS_RAISED:
                     self._fail(pending, self._load_exception(payload))
+                elif status == protocol.STATUS_ITEM or status == protocol.STATUS_END:
+                    del pending_calls[sequence]
+                    self.streams.begin(pending, status, payload, len(body) // len(replies))
                 else:
                     self._on_error(pending, from_wire(*payload))
         except (TypeError, ValueError) as error:
@@ -316,8 +281,13 @@ class Caller:
         unread = isinstance(error, Overloaded) and error.limit == "reply_queue_bytes_max"
         if unread or isinstance(error, ShardUnavailable):
             self._retry_later(pending)
-        else:
+        elif not pending.maybe_ran or not isinstance(error, NotExecuted):
             self._fail(pending, error)
+        elif isinstance(error, Overloaded):
+            self._retry_later(pending, error.retry_after)
+        else:  # this try did not run, but an earlier one may have
+            text = f"an earlier try of this call was lost and may have taken effect; the last one: {error}"
+            self._fail(pending, OutcomeUnknown(text))
 
     def on_stale(self, body: bytes) -> None:
         """STALE: a batch came back unexecuted, perhaps with a newer map; its calls are sent again.
@@ -326,6 +296,8 @@ class Caller:
         """
         slot_map, sequences = read_stale(body)
         calls = self._in_flight(sequences)
+        for pending in calls:
+            pending.epoch = 0  # before the map is looked at: they are not among the lost
         news = same = False
         if slot_map is not None:
             news = self.on_map(slot_map)
@@ -359,7 +331,7 @@ class Caller:
         self.map = slot_map
         if self.direct:
             self.lose_dead()
-        # In the order of their times, which `_batches` relies on; calls to one object keep their order.
+        # In the order of their times, which `cut` relies on; calls to one object keep their order.
         waiting = sorted(
             [pending for queue in self._queues.values() for pending in queue], key=lambda p: p.encoded_at
         )
@@ -373,22 +345,40 @@ class Caller:
         """Ends the calls on incarnations that the map does not have any more."""
         seats = self.map.seats if self.map is not None else ()
         live = {(i, seat.epoch) for i, seat in enumerate(seats) if seat.endpoint}
-        for worker, epoch in {(p.worker, p.epoch) for p in self.pending.values() if p.epoch} - live:
+        known = self.streams.addresses() | {(p.worker, p.epoch) for p in self.pending.values() if p.epoch}
+        for worker, epoch in known - live:
             self.on_death(worker, epoch)
 
     def on_death(self, worker: int, epoch: int) -> None:
         """An incarnation is gone: what was sent to it may or may not have happened."""
         lost = [p for p in self.pending.values() if p.epoch == epoch and p.worker == worker]
-        self._lose(lost, f"worker {worker} died")
+        self._lose(lost, f"worker {worker} died", (worker, epoch))
 
     def on_router_lost(self) -> None:
         """The router that carried all calls is gone, and their answers with it."""
         self._lose([p for p in self.pending.values() if p.epoch], "the router died")
 
-    def _lose(self, lost: list[Pending], why: str) -> None:
-        text = f"{why} while it had this call; it may or may not have taken effect"
+    def _lose(self, lost: list[Pending], why: str, address: tuple[int, int] | None = None) -> None:
+        """What was sent is sent again: its worker, or the successor, knows what took effect."""
+        self.streams.lose(why, address)
+        if not self._retry:
+            text = f"{why} while it had this call; it may or may not have taken effect"
+            for pending in lost:
+                self._fail(pending, OutcomeUnknown(text))
+            return
+        # With those that wait behind them, so that calls to one object keep their order.
+        workers = {pending.worker for pending in lost}
+        waiting = [pending for worker in workers for pending in self._queues.pop(worker, [])]
+        self._queued_bytes -= sum([len(pending.item) for pending in waiting])
         for pending in lost:
-            self._fail(pending, OutcomeUnknown(text))
+            pending.epoch, pending.maybe_ran = 0, True
+        now = self._clock()
+        for pending in sorted([*lost, *waiting], key=attrgetter("sequence")):
+            when = self._pacing.allow(now) if pending.maybe_ran else now
+            if when > now:
+                self._delayed.append((when, pending.sequence))
+            else:
+                self._send_again(pending)
 
     # --- sending again
 
@@ -415,14 +405,13 @@ class Caller:
             pending.worker = self.map.worker_of(object_id)
         self._enqueue(pending)
 
-    def _retry_later(self, pending: Pending) -> None:
+    def _retry_later(self, pending: Pending, at_least_s: float = 0.0) -> None:
         pending.epoch = 0
-        doublings = min(pending.attempts, _RETRY_DOUBLINGS_MAX)
-        pending.attempts += 1
-        pause = min(_RETRY_MAX_S, _RETRY_FIRST_S * 2**doublings) * (0.5 + self._random.random())
         now = self._clock()
+        pause = max(self._pacing.pause(pending.attempts), at_least_s)
+        pending.attempts += 1
         if now < pending.deadline:
-            self._delayed.append((now + pause, pending.sequence))
+            self._delayed.append((self._pacing.allow(now + pause), pending.sequence))
         else:
             self._expire(pending)
 
@@ -438,18 +427,13 @@ class Caller:
                 pending = self.pending.get(sequence)
                 if pending is not None:
                     self._send_again(pending)
+        self.streams.tick(now)
         self._marks.append(self._sequence)
-        current = int(now * _WHEEL_TICKS_PER_S)
         unsent: set[int] = set()
-        for bucket in range(self._wheel_done, current):
-            if bucket == self._bucket:
-                self._end_run(self._sequence)
-            for first, last in self._wheel.pop(bucket, ()):
-                for sequence in range(first, last + 1):
-                    late = self.pending.get(sequence)
-                    if late is not None:
-                        self._end_late(late, now, unsent)
-        self._wheel_done = max(self._wheel_done, current)
+        for sequence in self._deadlines.due(now, self._sequence):
+            late = self.pending.get(sequence)
+            if late is not None:
+                self._end_late(late, now, unsent)
         for worker in unsent:
             self._drop_ended(worker)
 
@@ -457,8 +441,7 @@ class Caller:
         """Ends a call at its deadline; when it was sent, `answer_grace_s` later."""
         end_of_grace = pending.deadline + _GRACE_S
         if pending.epoch and now < end_of_grace:
-            run = (pending.sequence, pending.sequence)
-            self._wheel.setdefault(int(end_of_grace * _WHEEL_TICKS_PER_S), []).append(run)
+            self._deadlines.again(pending.sequence, end_of_grace)
             return
         if not pending.epoch:
             unsent.add(pending.worker)
@@ -473,7 +456,8 @@ class Caller:
             self._queues[worker] = kept
 
     def _expire(self, pending: Pending) -> None:
-        if pending.epoch:
+        self.streams.give_up(pending)
+        if pending.epoch or pending.maybe_ran:
             error: PerdureError = OutcomeUnknown(
                 "no answer came until the deadline; the call may or may not have taken effect"
             )
@@ -490,16 +474,14 @@ class Caller:
         return worker < len(seats) and bool(seats[worker].endpoint)
 
     def close(self) -> None:
-        """Ends every call: sent ones with `OutcomeUnknown`, the others with `ShardUnavailable`.
-
-        Calls that are made afterwards end with `ShardUnavailable` too.
-        """
+        """Ends every call, later ones too; the next `flush` is the last, and stops streams' producers."""
         self._pack = self._refuse
+        self.streams.lose("this client was closed", stop=True)
         for pending in self.pending.values():
             answer = pending.answer
             if answer.done():
                 continue
-            if pending.epoch:
+            if pending.epoch or pending.maybe_ran:
                 answer.set_exception(OutcomeUnknown("this client was closed before the answer came"))
             else:
                 answer.set_exception(ShardUnavailable("this client was closed before the call was sent"))
@@ -508,8 +490,7 @@ class Caller:
         self.pending.clear()
         self._queues.clear()
         self._queued_bytes = 0
-        self._wheel.clear()
-        self._bucket = -1
+        self._deadlines.clear()
         self._delayed.clear()
 
     def _refuse(self, _: object) -> NoReturn:

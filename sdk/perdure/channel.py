@@ -63,8 +63,11 @@ class Channel:
         socket: zmq.Socket[bytes],
         on_message: Callable[[list[bytes]], None],
         on_drained: Callable[[], None] | None = None,
+        may_read: Callable[[], bool] = lambda: True,
     ) -> None:
+        """Messages stay in the socket, and then with their senders, while `may_read()` is false."""
         self.socket = socket
+        self._may_read = may_read
         self._loop = loop
         self._on_message = on_message
         self._on_drained = on_drained
@@ -141,6 +144,7 @@ class Channel:
 
     def _drain(self) -> None:
         receive, option, on_message = self._receive, self._option, self._on_message
+        may_read = self._may_read
         count = 0
         more = True
         try:
@@ -149,6 +153,8 @@ class Channel:
             while count < _LIMITS.read_budget_messages and not self._closed and monotonic() < until:
                 if not option(_EVENTS) & _POLLIN:
                     more = False
+                    break
+                if not may_read():
                     break
                 frames = [receive(_NOBLOCK)]
                 while option(_RCVMORE):

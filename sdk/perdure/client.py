@@ -31,10 +31,12 @@ from perdure.links import DoorLinks
 from perdure.listing import Listing, merge_listings, next_cursor
 from perdure.locate import boot_id, default_url, may_connect
 from perdure.methods import Method, callable_methods
+from perdure.named import NamedRequests, Request
 from perdure.object import DurableObject, namespace_of
 from perdure.pending import Answer
 from perdure.remote_errors import ExceptionLoader
 from perdure.slotmap import SlotMap, slot_map_from_wire
+from perdure.streams import Stream
 from perdure.stub import Call, Stub, Target, make_target
 
 __all__ = ["Client", "connect"]
@@ -44,27 +46,34 @@ T = TypeVar("T")
 _Args = list[Any]
 _Frames = list[bytes]
 _Figures = list[dict[str, Any]]
+_Given = str | bytes | None
 _LIMITS = Limits()
 _TICK_S = 0.05
 _SEND_AGAIN_S = 0.002
 _CONNECT_TIMEOUT_S = 10.0
+_LAST_WORDS_MS = 100
+"""How long a client that closes may take to tell the producers of its streams."""
 
 
-def connect(url: str | None = None, *, direct: bool = True, timeout: float = _CONNECT_TIMEOUT_S) -> Client:
+def connect(
+    url: str | None = None, *, direct: bool = True, retry: bool = True, timeout: float = _CONNECT_TIMEOUT_S
+) -> Client:
     """A client of the cluster at `url`, to be used as ``async with connect() as client``.
 
     Without `url` the environment's PERDURE_URL is taken, else the local data directory's router.
-    `direct=False` sends everything through the router.  `timeout` (seconds) bounds the wait for the
-    router's first answer; then `ShardUnavailable` is raised.
+    `direct=False` sends everything through the router.  With `retry=False` a call whose worker dies ends
+    with `OutcomeUnknown` at once, instead of being sent again until its deadline.  `timeout` (seconds)
+    bounds the wait for the router's first answer; then `ShardUnavailable` is raised.
     """
-    return Client(url if url is not None else default_url(), direct=direct, timeout=timeout)
+    return Client(url if url is not None else default_url(), direct=direct, retry=retry, timeout=timeout)
 
 
 class Client:
     """A connection to one cluster; used by the one event loop in which it was entered."""
 
-    def __init__(self, url: str, *, direct: bool, timeout: float) -> None:
+    def __init__(self, url: str, *, direct: bool, retry: bool, timeout: float) -> None:
         self.url = url
+        self._retry = retry
         self._want_direct = direct
         self._timeout_s = timeout
         self._tables: dict[type, Mapping[str, Method]] = {}
@@ -97,10 +106,12 @@ class Client:
             secrets.token_bytes(16),
             clock=time.monotonic,
             random_source=random.Random(),  # noqa: S311 - jitter of retries, not a secret
+            retry=self._retry,
             load_exception=ExceptionLoader().load,
             want_flush=self._flush_soon,
             want_map=self._greet,
         )
+        self._caller.streams.call_soon = loop.call_soon_threadsafe
         self._start, self._create_future = self._caller.call, loop.create_future
         self._context = open_context()
         try:
@@ -151,23 +162,41 @@ class Client:
         for timer in (self._timer, self._again):
             if timer is not None:
                 timer.cancel()
+        linger_ms = _LAST_WORDS_MS if self._caller.streams.open else 0
         self._caller.close()
-        self._links.close()
-        self._front.close()
+        self._caller.flush(self._send)
+        self._links.close(linger_ms)
+        self._front.close(linger_ms)
         self._context.destroy(linger=0)
 
     # --- what users call
 
     @overload
-    def get(self, cls: type[T], key: str | ObjectId, *, timeout: float | None = None) -> T: ...
+    def get(
+        self,
+        cls: type[T],
+        key: str | ObjectId,
+        *,
+        timeout: float | None = None,
+        request_id: _Given = None,
+    ) -> T: ...
     @overload
-    def get(self, cls: str, key: str | ObjectId, *, timeout: float | None = None) -> Any: ...
-    def get(self, cls: Any, key: str | ObjectId, *, timeout: float | None = None) -> Any:
+    def get(
+        self, cls: str, key: str | ObjectId, *, timeout: float | None = None, request_id: _Given = None
+    ) -> Any: ...
+    def get(
+        self, cls: Any, key: str | ObjectId, *, timeout: float | None = None, request_id: _Given = None
+    ) -> Any:
         """A stub of the object `key` (its name or id) of a class or namespace; runs and sends nothing.
 
-        `timeout` is the deadline of each call, in seconds (30 by default).  Raises `InvalidArgument`.
+        `timeout` is the deadline of each call, in seconds (30 by default, at most an hour).  A method that
+        awaits may run until then, and for `Limits.turn_max_s` in any case.  `request_id` is an idempotency
+        key of the caller's own: the n-th call of every stub with it is one request, which takes effect once
+        and has one answer (kept for `Limits.reply_named_ttl_s`), however often and by whomever it is
+        repeated; with another method or other arguments it is refused.  Raises `InvalidArgument`.
         """
-        return Stub(self.target(cls, key, timeout), self)
+        sender = self if request_id is None else NamedRequests(request_id, self)
+        return Stub(self.target(cls, key, timeout), sender)
 
     def id_from_name(self, ns: type | str, name: str) -> ObjectId:
         """The id of the object of that name."""
@@ -187,12 +216,14 @@ class Client:
         """A page of the stored objects of a namespace, in order, from all workers.
 
         Ids and names, sizes on disk, which are in memory, next alarms.  `cursor` is the former listing's
-        `cursor`; only None means the end.  Raises `InvalidArgument` for a limit out of range.
+        `cursor`; only None means the end.  Raises `InvalidArgument` for a limit out of range,
+        `UnknownNamespace` when no such class is loaded and nothing of one is stored.
         """
-        if not 1 <= limit <= _LIMITS.list_entries_max:
-            raise InvalidArgument(f"limit is 1 to {_LIMITS.list_entries_max}, not {limit}")
-        args = [namespace_of(ns), prefix, limit, next_cursor(cursor)]
-        return merge_listings(await self.ask_workers("list", args), limit)
+        if type(limit) is not int or not 1 <= limit <= _LIMITS.list_entries_max:
+            raise InvalidArgument(f"limit is an int of 1 to {_LIMITS.list_entries_max}, not {limit!r:.80}")
+        namespace = namespace_of(ns)
+        answers = await self.ask_workers("list", [namespace, prefix, limit, next_cursor(cursor)])
+        return merge_listings(answers, limit, namespace)
 
     async def stats(self) -> _Figures:
         """Figures of each worker, in their order: live objects, turns, waiting outputs and more."""
@@ -239,13 +270,27 @@ class Client:
         args: _Args,
         kwargs: dict[str, Any] | None,
         spec: Method | None,
+        request: Request | None = None,
     ) -> Call[Any]:
-        """See `perdure.stub.Sender`."""
+        """See `perdure.stub.Sender`; `request` is for `NamedRequests`."""
         if getpid() != self._process:  # 0.05 µs
             self.check_process()
         answer = self._create_future()
-        self._start(target, method, args, kwargs, spec, answer)
+        self._start(target, method, args, kwargs, spec, answer, None, request)
         return Call(answer)
+
+    def start_stream(
+        self,
+        target: Target,
+        method: str,
+        args: _Args,
+        kwargs: dict[str, Any] | None,
+        spec: Method | None,
+        request: Request | None = None,
+    ) -> Stream[Any]:
+        """See `perdure.stub.Sender`; `request` is for `NamedRequests`."""
+        call = self.start(target, method, args, kwargs, spec, request)
+        return call.stream(self._caller.streams.leave)
 
     def issue(
         self,
@@ -255,9 +300,10 @@ class Client:
         kwargs: dict[str, Any] | None,
         spec: Method | None,
         answer: Answer,
+        request: Request | None = None,
     ) -> None:
         """Starts a call whose outcome goes to `answer`; only in the client's event loop."""
-        self._caller.call(target, method, args, kwargs, spec, answer)
+        self._caller.call(target, method, args, kwargs, spec, answer, None, request)
 
     def refuse(self, error: PerdureError) -> Call[Any]:
         """See `perdure.stub.Sender`."""

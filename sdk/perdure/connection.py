@@ -75,13 +75,13 @@ class Connection:
         """Reads now what has arrived, without waiting for the loop's turn."""
         self._channel.read_rest()
 
-    def close(self) -> None:
-        """Closes the connection; a second call does nothing."""
+    def close(self, linger_ms: int = 0) -> None:
+        """Closes the connection; messages not yet sent get `linger_ms`.  A second call does nothing."""
         self.connected = False
         if not self._channel.closed:
             self._socket.disable_monitor()  # before the socket that it belongs to is closed
             self._monitor.close()
-            self._channel.close()
+            self._channel.close(linger_ms)
 
     def _on_event(self, frames: list[bytes]) -> None:
         event, _ = _EVENT.unpack_from(frames[0])

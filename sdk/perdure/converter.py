@@ -41,12 +41,20 @@ def describe(value: object) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """``ValueError: too small`` of an exception that a user's code raised, at most a few lines of it."""
+    """``ValueError: too small`` of an exception that a user's code raised, at most a few lines of it.
+
+    Never raises: what shows an exception is the user's code as well, and may do anything.
+    """
     try:
-        text = str(error)
-    except Exception:  # __str__ is the user's as well
+        kind = "".join((type_name(type(error)),))
+    except BaseException:
+        kind = "an exception"
+    try:
+        text = "".join((str(error),))  # a plain str, whatever class __str__ has given
+    except BaseException:
         text = "its message cannot be shown"
-    return f"{type_name(type(error))}: {text[:_ERROR_CHARS_MAX]}"
+    shown = f"{kind[:_ERROR_CHARS_MAX]}: {text[:_ERROR_CHARS_MAX]}"
+    return shown.encode(errors="replace").decode()
 
 
 class ConversionError(TypeError):

@@ -12,7 +12,11 @@ __all__ = ["WorkerExit"]
 
 
 class WorkerExit(IntEnum):
-    """Why a worker ended; `meaning` says it to the operator."""
+    """Why a worker ended; `meaning` says it to the operator.
+
+    An application that calls ``os._exit(0)`` ends with 0 too: `STOPPED` means what it says only of a worker
+    that was asked to stop.
+    """
 
     meaning: str
 
@@ -30,4 +34,5 @@ class WorkerExit(IntEnum):
     SHARD_LOCKED = 74, "another process has the shard open; end that process"
     STORE_UNAVAILABLE = 75, "the shard cannot be opened now: no space, no descriptors or no permission"
     TURNS_CUT = 76, "turns did not end in the time that a stop may take; their callers do not know"
+    NO_SPACE = 77, "a write found no space on the disk; it goes on when there is room"
     APP_NOT_LOADED = 78, "the application cannot be loaded; correct it and start again"

@@ -25,6 +25,8 @@ class Limits:
     """Longest namespace: it is part of every stored key, and keys the hash of names (64 bytes at most)."""
     key_bytes_max: int = 2 * KIB
     """Longest storage key in UTF-8: keys stand in every batch, log record and index block beside values."""
+    request_id_bytes_max: int = 512
+    """Longest request id that a caller chooses, in UTF-8; only its hash is sent and stored."""
     value_bytes_max: int = 2 * MIB
     """Largest encoded storage value: one turn writes it whole, and every change writes it again."""
     multi_keys_max: int = 128
@@ -75,6 +77,12 @@ class Limits:
     """Bytes of arguments waiting at one object, however few calls they are."""
     mailbox_age_max_s: float = 60.0
     """Oldest call waiting at one object; beyond it new ones are refused (its turns do not keep up)."""
+    waiting_items_max: int = 16_384
+    """Calls that a worker has read and not looked at yet; beyond it messages stay in the sockets."""
+    retry_after_min_s: float = 0.05
+    """Shortest wait that `Overloaded` asks for: repeating sooner would cost more than the turn itself."""
+    retry_after_max_s: float = 10.0
+    """Longest wait that `Overloaded` asks for: estimates of longer queues are guesses, so ask again."""
     uncommitted_bytes_max: int = 64 * MIB
     """Writes waiting for the disk in one worker; beyond it new turns wait."""
     commit_group_bytes_max: int = 1 * MIB
@@ -87,12 +95,16 @@ class Limits:
     oldest are dropped, and retries of what is older are refused."""
     reply_window_bytes_max: int = 256 * KIB
     """Bytes of those replies, which each commit of the object writes again; larger ones are not kept."""
-    reply_windows_max: int = 16_384
+    reply_windows_max: int = 6_000
     """Clients' windows in a worker's memory that nothing needs: the others are read again when needed."""
     clients_known_max: int = 10_000
     """Clients that a worker knows the open calls of; a forgotten one tells them again with its next call."""
     raw_calls_in_flight_max: int = 100_000
     """Single calls that the router remembers so that it can answer for a worker that dies."""
+    stream_window_items: int = 256
+    """Items that a stream's producer may be ahead of its reader: two round trips' worth at full speed."""
+    stream_window_bytes: int = 1 * MIB
+    """The same in encoded bytes; one item may be larger, and then travels alone."""
     stragglers_max: int = 64
     """Old open calls that a client lists with each message, so that workers can forget those after them."""
     sends_per_turn_max: int = 1_000
@@ -102,7 +114,7 @@ class Limits:
     outbox_messages_max: int = 10_000
     """Durable sends of one object that have not ended, dead ones included; beyond it `Overloaded`."""
     outbox_bytes_max: int = 64 * MIB
-    """The same in bytes of encoded messages: they are kept until each one has arrived."""
+    """The same in bytes: an object must not fill the disk with what nobody takes."""
     sends_in_flight_max: int = 1_024
     """Durable sends of one worker that are on their way: enough to keep several other workers busy."""
     sends_per_target_max: int = 32
@@ -112,7 +124,7 @@ class Limits:
     sends_loaded_max: int = 20_000
     """Durable sends in one worker's memory; the rest stays on disk until there is room."""
     sends_loaded_bytes_max: int = 64 * MIB
-    """The same in bytes of encoded messages: they are kept until each one has arrived."""
+    """The same in bytes, since one of them may be as large as thousands of others."""
     sends_per_pair_loaded_max: int = 64
     """Of these of one pair: they go one after the other, so that more would only lie there."""
     sends_unconfirmed_max: int = 32
@@ -124,13 +136,17 @@ class Limits:
     chain_depth_max: int = 32
     """Objects that wait for each other in one chain of calls: a longer one is a recursion gone wrong."""
 
+    client_retries_per_second_max: int = 5_000
+    """Calls that a client sends again in a second; what is more waits longer, so that a cluster that lost a
+    worker is not hit again by everybody at once."""
+
     # --- times
     call_timeout_s: float = 30.0
     """Deadline of a call that names none: as long as people and proxies wait."""
     call_timeout_max_s: float = 3_600.0
     """Longest deadline that a caller may ask for: work that takes longer belongs in the background."""
     turn_max_s: float = 60.0
-    """A suspended turn is cancelled after this, whatever its caller's deadline; its writes are discarded."""
+    """A suspended turn is cancelled after this, or at its call's deadline if that is later; its writes go."""
     answer_grace_s: float = 0.5
     """How long a client waits past a deadline for the worker's own word before it says OutcomeUnknown."""
     idle_evict_s: float = 10.0
@@ -151,6 +167,10 @@ class Limits:
     """A client asks the router for news of the slot map this often, should a pushed map be lost."""
     client_forgotten_s: float = 10.0
     """The router forgets a client that was silent for ten pings, and sends it no maps any more."""
+    stream_idle_max_s: float = 30.0
+    """A full window nobody reads from for this long ends the stream: it holds its object's turn."""
+    stream_drain_s: float = 3.0
+    """Ordered shutdown: how long open streams go on; then their producers are stopped, and clean up."""
     drain_timeout_s: float = 10.0
     """Ordered shutdown: how long running turns may take; what stops a service waits 10 s or more."""
     goodbye_timeout_s: float = 1.0
@@ -159,8 +179,50 @@ class Limits:
     """Recorded replies are kept this long at least: twice the longest deadline until which clients retry."""
     reply_named_ttl_s: float = 86_400.0
     """The same for callers that may come back, with a request id of their own or as raw clients: a day."""
+    reply_send_ttl_s: float = 604_800.0
+    """The same for durable sends, whose sender may be down for days and not know what arrived: a week."""
+
+    start_timeout_s: float = 30.0
+    """From the start of a process until it is ready; replaying a shard's log takes seconds at worst."""
+    stop_margin_s: float = 2.0
+    """Added to what an ordered stop of a process may take, for the last commit and the exit itself."""
+    kill_timeout_s: float = 5.0
+    """From SIGKILL until a process is gone; one that is stuck in the kernel for longer is left behind."""
+    served_min_s: float = 1.0
+    """A process that fails by itself earlier than this after it became ready counts as not started."""
+    strikes_forgotten_s: float = 60.0
+    """Service for this long makes up for all earlier failures of a process, and restarts cost no pause."""
+    restart_pause_max_s: float = 30.0
+    """Longest pause before a process that fails again and again is started: 0, 0.1, 1, 5, then this."""
+    write_failures_max: int = 4
+    """Failed writes of a worker in a row, not for want of space, after which its shard is parked: the disk is
+    broken, and each restart reads what may exist in the page cache only."""
+    disk_free_min_bytes: int = 256 * MIB
+    """Less free space than this is warned of: a start replays and compacts up to some 10 MiB per worker."""
+    disk_free_min_share: float = 0.02
+    """The same as a share of the file system, whichever is more: large disks also fill up faster."""
+    disk_look_s: float = 30.0
+    """The supervisor looks at the free space this often."""
+
+    # --- misbehaviour
+    turn_blocked_s: float = 0.1
+    """A step of a turn that keeps the worker's loop for longer is logged: all others wait meanwhile."""
+    quarantine_deaths: int = 3
+    """Deaths of its worker in a row after which an object is quarantined: two may be bad luck."""
+    quarantine_s: float = 600.0
+    """How long a quarantined object is refused before it is tried again: one death costs others a second."""
+    suspect_forgotten_s: float = 60.0
+    """A turn that ends well this long after a restart clears the object; sooner it proves too little."""
+    suspects_max: int = 32
+    """Objects of one worker whose deaths are counted; more of them at once are no single object's fault."""
+    blocking_threads_max: int = 32
+    """`@blocking` methods that one worker runs at once; more of them wait until a thread is free."""
 
     # --- life cycle
+    evictions_max: int = 2_048
+    """Idle objects that are looked at in one go, so that a loop never stands still for long."""
+    eviction_looks_max: int = 32
+    """Least recently used objects that are looked at in order to make room for a new one."""
     live_objects_max: int = 200_000
     """Objects in one worker's memory, which they must fit into; the least recently used leave."""
     read_budget_messages: int = 256
@@ -187,6 +249,8 @@ class Limits:
     """Rows of the due index read at once; a start reads one page, however many alarms are pending."""
     due_rows_max: int = 4_096
     """Rows of the due index in memory, the soonest ones; the rest stays on disk until it is near."""
+    start_batch_s: float = 0.02
+    """The same in time, as turns are as long as their methods: heartbeats and other clients come between."""
     log_queue_bytes_max: int = 1 * MIB
     """Log lines of one process that wait for their reader; beyond it lines are dropped and counted."""
     log_repeats_max: int = 50

@@ -88,10 +88,10 @@ class DoorLinks:
             return False
         return True
 
-    def close(self) -> None:
-        """Closes all links."""
+    def close(self, linger_ms: int = 0) -> None:
+        """Closes all links; messages not yet sent get `linger_ms`."""
         for link in self._links.values():
-            link.connection.close()
+            link.connection.close(linger_ms)
         self._links.clear()
 
     def _open(self, address: tuple[int, int], endpoint: str) -> _Link:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from perdure.errors import InvalidArgument
+from perdure.errors import InvalidArgument, UnknownNamespace
 from perdure.ids import ObjectId
 
 __all__ = ["ListedObject", "Listing", "merge_listings", "next_cursor"]
@@ -24,7 +24,7 @@ class ListedObject:
     live: bool
     """Whether the object is in memory."""
     next_alarm: datetime | None
-    """When its soonest alarm is due, in UTC."""
+    """When its soonest alarm is due or tried again, in UTC; None without one that waits."""
 
     @property
     def name(self) -> str | None:
@@ -62,16 +62,23 @@ def next_cursor(cursor: str | None) -> bytes:
         raise InvalidArgument(f"not a cursor of a listing: {cursor!r:.80}") from None
 
 
-def merge_listings(answers: list[list[Any]], limit: int) -> Listing:
-    """Joins the workers' answers ``[more, rows]`` into one page.
+def merge_listings(answers: list[list[Any]], limit: int, namespace: str) -> Listing:
+    """Joins the workers' answers ``[more, rows, known]`` into one page.
+
+    Raises `UnknownNamespace` when no worker knows the namespace, neither a class nor a stored object of it.
 
     Rows are ``[position, id, name, size, live, next alarm in ms or None]``, sorted by position.  A worker
     that stopped early has told nothing of what lies behind its last row, so the page ends there.
     """
-    known = min((bytes(rows[-1][0]) for more, rows in answers if more), default=None)
-    rows = sorted((row for _, rows in answers for row in rows), key=lambda row: bytes(row[0]))
-    page = [row for row in rows if known is None or bytes(row[0]) <= known][:limit]
-    more = len(page) < len(rows) or known is not None
+    if not any(known for _, _, known, *_ in answers):
+        raise UnknownNamespace(
+            f"no class of namespace {namespace!r} is loaded, and nothing of one is stored",
+            namespace=namespace,
+        )
+    told = min((bytes(rows[-1][0]) for more, rows, *_ in answers if more), default=None)
+    rows = sorted((row for _, rows, *_ in answers for row in rows), key=lambda row: bytes(row[0]))
+    page = [row for row in rows if told is None or bytes(row[0]) <= told][:limit]
+    more = len(page) < len(rows) or told is not None
     cursor = bytes(page[-1][0]).hex() if more and page else None
     return Listing([_listed(*row[:6]) for row in page], cursor)
 

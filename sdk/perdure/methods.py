@@ -151,7 +151,9 @@ class Method:
         "interleaved",
         "is_async",
         "is_generator",
+        "mark",
         "name",
+        "plain",
         "public",
         "result_exact",
         "result_identity",
@@ -164,12 +166,16 @@ class Method:
         self.name = name
         self.function = function
         self.title = f"{cls.__name__}.{name}()"
+        self.mark = b""
+        """What a worker notes while the method runs; set where it is registered."""
         self.is_generator = inspect.isasyncgenfunction(function)
         # A plain function that wraps an async one hands its coroutine through.
         self.is_async = inspect.iscoroutinefunction(function) or (
             not self.is_generator and inspect.iscoroutinefunction(inspect.unwrap(function))
         )
         self.blocking, self.interleaved, self.public = marks_of(function)
+        self.plain = not (self.blocking or self.is_generator)
+        """Whether calling the function is all that a turn has to do: no thread, no stream."""
         if inspect.isgeneratorfunction(function):
             raise TypeError(
                 f"{self.title} is a plain generator, which cannot be called from outside; write "

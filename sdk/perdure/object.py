@@ -98,7 +98,11 @@ class Context(Protocol):
     @overload
     def get(self, cls: str, key: str | ObjectId, *, timeout: float | None = None) -> Any: ...
     def get(self, cls: Any, key: str | ObjectId, *, timeout: float | None = None) -> Any:
-        """A stub of another object.  Calling it is a commit point of the running turn."""
+        """A stub of another object.  Calling it is a commit point of the running turn.
+
+        `timeout` is the deadline of each call in seconds, 30 by default; that of the running turn's own call
+        comes first.
+        """
 
     def send(
         self,
@@ -113,7 +117,8 @@ class Context(Protocol):
         A message belongs to the running turn like a write: it leaves when the turn is committed, never
         when the turn raises, and takes effect at its target exactly once, whatever crashes meanwhile.
         Messages of one object to one target arrive in the order of their commits, and none before the one
-        in front of it has ended; other targets do not wait.  A call is no commit point.
+        in front of it has ended; other targets do not wait.  A call is no commit point, and belongs to the
+        turn also inside of a `storage.transaction()`.
 
         `delay` (seconds, or a timedelta, from the call on) and `at` (aware datetime, or seconds since the
         epoch) say when it may arrive at the earliest.  Such messages go in the order of their times, and
@@ -178,10 +183,18 @@ class DurableObject:
     Public methods of the class can be called by anybody who knows the id; names with a leading
     underscore and the handlers (`on_start` and those of later features) cannot.  The namespace is
     the class's name; ``class Room(DurableObject, namespace="rooms")`` says otherwise.
+
+    A method that is an async generator streams what it yields.  It is one turn: other calls wait until
+    it has ended, and it waits for a slow reader.  Each `yield` is a commit point; when the reader leaves,
+    the generator is closed there, or cancelled where it waits, as the object was at its last item.
     """
 
-    version: ClassVar[int] = 1
-    """Version of what objects of the class store, 1 or higher; see `on_migrate`."""
+    version: Any = 1
+    """Version of what objects of the class store, an int of 1 or higher; see `on_migrate`.
+
+    Only a plain int in a class body is that.  A class with a method, a property or a durable field of this
+    name keeps it for itself, and its objects stay at version 1.
+    """
 
     _perdure_namespace: ClassVar[str] = ""
     _perdure_cell: Cell
@@ -190,7 +203,10 @@ class DurableObject:
         super().__init_subclass__(**options)
         chosen = namespace if namespace is not None else cls.__name__
         if not _is_namespace(chosen):
-            raise TypeError(f"{cls.__qualname__}: a namespace is {_NAMESPACE_RULE}: {chosen!r}")
+            raise TypeError(
+                f"{cls.__qualname__}: a namespace is {_NAMESPACE_RULE}: {chosen!r}; give it one: "
+                f'class {cls.__name__}(DurableObject, namespace="...")'
+            )
         cls._perdure_namespace = chosen
 
     @property

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from perdure import codec
+from perdure.errors import InvalidArgument
 from perdure.methods import Method
 
-__all__ = ["Answer", "Pending", "end"]
+__all__ = ["Answer", "Pending", "end", "unencodable"]
 
 
 class Answer(Protocol):
@@ -24,6 +26,15 @@ def end(answer: Answer, error: BaseException) -> None:
         answer.set_exception(error)
 
 
+def unencodable(fields: list[Any]) -> InvalidArgument:
+    """Why a call with these fields cannot be sent."""
+    try:
+        codec.encode(fields)
+    except InvalidArgument as error:
+        return InvalidArgument(f"{fields[1]}.{fields[4]}(): an argument cannot be sent: {error}")
+    return InvalidArgument(f"{fields[1]}.{fields[4]}(): the arguments cannot be sent")
+
+
 class Pending:
     """One call that has not ended."""
 
@@ -35,6 +46,7 @@ class Pending:
         "epoch",
         "fields",
         "item",
+        "maybe_ran",
         "spec",
         "worker",
     )
@@ -61,6 +73,8 @@ class Pending:
         self.spec = spec
         self.epoch = 0
         """Epoch of the incarnation that it was sent to; 0 while nothing was sent."""
+        self.maybe_ran = False
+        """Whether an earlier try was lost and may have taken effect."""
         self.attempts = 0
         """How often it came back without having run."""
 
@@ -69,3 +83,14 @@ class Pending:
         """What tells the client's calls apart."""
         sequence: int = self.fields[0]
         return sequence
+
+    @property
+    def title(self) -> str:
+        """``Namespace.method()``, for messages."""
+        return f"{self.fields[1]}.{self.fields[4]}()"
+
+    @property
+    def timeout_s(self) -> float:
+        """The time that the call was given, in seconds."""
+        timeout_ms: int = self.fields[7]
+        return timeout_ms * 0.001

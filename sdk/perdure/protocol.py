@@ -24,10 +24,14 @@ __all__ = [
     "REFUSED",
     "REPLIES",
     "REPLY",
+    "REPLY_ITEM",
     "STALE",
+    "STATUS_END",
     "STATUS_ERROR",
+    "STATUS_ITEM",
     "STATUS_RAISED",
     "STATUS_RESULT",
+    "STREAM",
     "VERSION",
     "BadHeader",
     "CallHeader",
@@ -57,14 +61,20 @@ BUNDLE: Final = 10  # router <-> door: many clients' messages; body: [origin, he
 GOODBYE: Final = 11  # door -> peer: closing; answer with GOODBYE_ACK and send nothing more
 GOODBYE_ACK: Final = 12  # peer -> door: the last message that this door gets from me
 REFUSED: Final = 13  # router or door -> peer: a message could not be understood; body: [code, text, facts]
+STREAM: Final = 14  # reader -> door or router: number = epoch; body: [client, [sequence, items taken], ...]
+#                     door -> reader, without a body: are you there?  The router returns it if not
+REPLY_ITEM: Final = 15  # router -> raw client: as REPLY, but one item of a stream: more comes
 
-# `client` in these bodies is the client's id (16 bytes), or [client id, flush number, floor, stragglers...]:
-# of its calls all have ended but those from `floor` on and the stragglers (sequences), as of that flush.
+# `client` in these bodies is the client's id (16 bytes), or [client id, flush number, last, floor,
+# stragglers...]: as of that flush, `last` is the sequence of its latest call, and all of its calls have ended
+# but those from `floor` on and the stragglers (sequences).
 
 # Outcomes in a reply [sequence, status, payload].
 STATUS_RESULT: Final = 0  # payload: the result
 STATUS_RAISED: Final = 1  # payload: what `remote_errors.dump_exception` made
 STATUS_ERROR: Final = 2  # payload: what `errors.to_wire` made
+STATUS_ITEM: Final = 3  # payload: one value of a stream; more comes
+STATUS_END: Final = 4  # payload: how many items the stream had
 
 _HEADER = struct.Struct(">BBHIQ")
 _CALL_HEADER = struct.Struct(">BBHIQ32sQ")

@@ -119,12 +119,25 @@ def dump_exception(
     `object_id` is the object as ``Namespace/name-or-id``.  An exception that came from another object
     and was not caught keeps that object's id, type and causes.
     """
+    try:
+        return _dump(error, object_id, with_traceback, limits)
+    except BaseException:  # attributes of users' classes run users' code, which may raise anything
+        return {
+            "type": _type_name(error),
+            "message": _message(error, limits),
+            "object": object_id,
+            "causes": [],
+            "traceback": None,
+        }
+
+
+def _dump(error: BaseException, object_id: str, with_traceback: bool, limits: ErrorLimits) -> dict[str, Any]:
     origin = error if isinstance(error, RemoteError) else vars(error).get(_ORIGIN)
     dumped: dict[str, Any] = {
-        "type": type_name_of(type(error)),
+        "type": _type_name(error),
         "message": _message(error, limits),
         "object": object_id,
-        "causes": [[type_name_of(type(e)), _message(e, limits)] for e in _causes(error, limits)],
+        "causes": [[_type_name(e), _message(e, limits)] for e in _causes(error, limits)],
         "traceback": _traceback(error, limits) if with_traceback else None,
     }
     if isinstance(origin, RemoteError):
@@ -149,12 +162,18 @@ def _clipped(text: str, bytes_max: int) -> str:
     return data[: bytes_max - 3].decode("utf-8", "ignore") + "..."
 
 
+def _type_name(error: BaseException) -> str:
+    try:
+        return type_name_of(type(error))
+    except BaseException:  # the class of a class may be a user's, too
+        return "unknown"
+
+
 def _message(error: BaseException, limits: ErrorLimits) -> str:
     try:
-        text = str(error)
-    except Exception:  # a user's __str__ may do anything
-        text = "(its message cannot be shown: __str__ raised)"
-    return _clipped(text, limits.message_bytes_max)
+        return _clipped(str(error), limits.message_bytes_max)
+    except BaseException:  # a user's __str__ may do anything, and give a str of a class of its own
+        return "(its message cannot be shown: __str__ raised)"
 
 
 def _causes(error: BaseException, limits: ErrorLimits) -> list[BaseException]:
@@ -187,7 +206,7 @@ def _traceback(error: BaseException, limits: ErrorLimits) -> str | None:
         text = "".join(traceback.format_exception(error, limit=-limits.traceback_frames_max))
         if isinstance(error, RemoteError) and error.traceback is not None:
             text = f"{error.traceback}\nwhich another object met as:\n\n{text}"
-    except Exception:  # formatting reads source files and calls users' __str__ and __repr__
+    except BaseException:  # formatting reads source files and calls users' __str__ and __repr__
         return None
     data = text.encode("utf-8", "backslashreplace")
     return data[-limits.traceback_bytes_max :].decode("utf-8", "ignore")
@@ -210,7 +229,7 @@ def _state(error: BaseException, limits: ErrorLimits) -> tuple[list[Any], dict[s
     for value in error.args:
         try:
             args.append(carry(value))
-        except Exception:  # properties and serializers of users' classes may raise anything
+        except BaseException:  # properties and serializers of users' classes may raise anything
             args.append(None)  # keeps the place of the others
     attributes: dict[str, Any] = {}
     remote = vars(error).get(_ORIGIN)
@@ -222,7 +241,7 @@ def _state(error: BaseException, limits: ErrorLimits) -> tuple[list[Any], dict[s
         try:
             carry(name)
             attributes[name] = carry(value)
-        except Exception:  # noqa: S112 - as above; what cannot travel is left out, as documented
+        except BaseException:  # noqa: S112 - as above; what cannot travel is left out, as documented
             continue
     return args, attributes
 

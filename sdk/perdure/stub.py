@@ -6,7 +6,7 @@ order in which it was made, not in the order in which it is awaited.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 from perdure.codec import SCALARS, check_value
@@ -14,6 +14,7 @@ from perdure.errors import InvalidArgument, PerdureError
 from perdure.ids import ObjectId, id_from_name, id_from_string, slot_of
 from perdure.limits import Limits
 from perdure.methods import Method, dump_call
+from perdure.streams import Stream
 
 __all__ = ["Call", "RemoteMethod", "Sender", "Stub", "Target", "make_target"]
 
@@ -43,17 +44,22 @@ class Sender(Protocol):
         self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None, spec: Method | None
     ) -> Any: ...
 
+    def start_stream(
+        self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None, spec: Method | None
+    ) -> Any:
+        """`start` of a method that is known to stream."""
+
     def refuse(self, error: PerdureError) -> Any:
         """What the user gets for a call that cannot be sent."""
 
 
 class Call(Coroutine[Any, Any, T], Generic[T]):
-    """A call on its way; await it once or many times.
+    """A call on its way; await it once or many times, or iterate over it if the method streams.
 
     It is a coroutine in type, so that `asyncio.create_task` and `TaskGroup.create_task` take it.
     """
 
-    __slots__ = ("_future", "_iterator")
+    __slots__ = ("_future", "_iterator", "_stream")
 
     def __init__(self, future: Any) -> None:
         self._future = future
@@ -82,6 +88,22 @@ class Call(Coroutine[Any, Any, T], Generic[T]):
         if self._iterator is not None:
             self._iterator.close()
 
+    def __aiter__(self) -> Stream[Any]:
+        """The values of a streaming method; for any other, iterating raises `TypeError`."""
+        try:
+            return self._stream
+        except AttributeError:  # calls that are awaited pay nothing for it
+            self._stream: Stream[Any] = self.stream(None)
+            return self._stream
+
+    def stream(self, leave: Callable[[Any], None] | None) -> Stream[Any]:
+        """For senders: the call as a stream; see `Stream`."""
+        return Stream(self._future, leave)
+
+    async def aclose(self) -> None:
+        """Ends the stream of values, as `Stream.aclose`."""
+        await self.__aiter__().aclose()
+
 
 def _iterate(future: Any) -> Generator[Any, Any, Any]:
     return (yield from future.__await__())
@@ -96,8 +118,8 @@ class RemoteMethod:
         self._target = target
         self._method = method
         self._sender = sender
-        self._start = sender.start
-        self._spec = target.methods.get(method)
+        self._spec = spec = target.methods.get(method)
+        self._start = sender.start_stream if spec is not None and spec.is_generator else sender.start
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for value in args:

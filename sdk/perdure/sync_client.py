@@ -24,9 +24,12 @@ from perdure.ids import ObjectId
 from perdure.limits import Limits
 from perdure.listing import Listing
 from perdure.methods import Method
+from perdure.named import NamedRequests, Request
 from perdure.object import namespace_of
 from perdure.slotmap import SlotMap
+from perdure.streams import StreamingMethod
 from perdure.stub import Stub, Target
+from perdure.sync_streams import SyncStream
 
 __all__ = ["SyncClient", "connect_sync"]
 
@@ -38,9 +41,11 @@ _LIMITS = Limits()
 _MARGIN_S = 5.0
 
 
-def connect_sync(url: str | None = None, *, direct: bool = True, timeout: float = 10.0) -> SyncClient:
+def connect_sync(
+    url: str | None = None, *, direct: bool = True, retry: bool = True, timeout: float = 10.0
+) -> SyncClient:
     """As `connect`, for code without an event loop: ``with connect_sync() as client``."""
-    return SyncClient(connect(url, direct=direct, timeout=timeout))
+    return SyncClient(connect(url, direct=direct, retry=retry, timeout=timeout))
 
 
 class SyncClient:
@@ -87,9 +92,17 @@ class SyncClient:
             loop.call_soon_threadsafe(loop.stop)
             self._thread.join()
 
-    def get(self, cls: type | str, key: str | ObjectId, *, timeout: float | None = None) -> Any:
+    def get(
+        self,
+        cls: type | str,
+        key: str | ObjectId,
+        *,
+        timeout: float | None = None,
+        request_id: str | bytes | None = None,
+    ) -> Any:
         """A stub of the object `key` of a class or namespace; see `Client.get`."""
-        return Stub(self._client.target(cls, key, timeout), self)
+        sender = self if request_id is None else NamedRequests(request_id, self)
+        return Stub(self._client.target(cls, key, timeout), sender)
 
     def id_from_name(self, ns: type | str, name: str) -> ObjectId:
         """The id of the object of that name."""
@@ -127,19 +140,29 @@ class SyncClient:
         args: Any,
         kwargs: dict[str, Any] | None,
         spec: Method | None,
+        request: Request | None = None,
     ) -> Any:
-        """See `perdure.stub.Sender`: waits for the result."""
+        """See `perdure.stub.Sender`: waits for the result, or for a stream's first item.
+
+        `request` is for `NamedRequests`.
+        """
         self._check_process()
         answer: Future[Any] = Future()
         issue: Callable[..., None] = self._client.issue
         with self._lock:
-            self._running_loop().call_soon_threadsafe(issue, target, method, args, kwargs, spec, answer)
+            self._running_loop().call_soon_threadsafe(
+                issue, target, method, args, kwargs, spec, answer, request
+            )
         try:
             return answer.result(target.timeout_s + _LIMITS.answer_grace_s + _MARGIN_S)
         except TimeoutError:
             if answer.done():  # the outcome itself
                 raise
             raise OutcomeUnknown("the client's thread gave no answer; is the process overloaded?") from None
+        except StreamingMethod as streams:
+            return SyncStream(streams.take_hold(), self._running_loop)
+
+    start_stream = start
 
     def refuse(self, error: PerdureError) -> Any:
         """See `perdure.stub.Sender`."""
@@ -153,6 +176,7 @@ class SyncClient:
             raise RuntimeError("this client was connected before fork; connect in the child")
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
+        self._check_process()
         if self._thread is None:
             raise RuntimeError("not connected yet: use `with connect_sync() as client`")
         if self._loop is None:

@@ -29,7 +29,7 @@ from queue import SimpleQueue
 from typing import Final, NamedTuple, NoReturn
 
 from perdure.errors import StorageError
-from perdure.exits import WorkerExit
+from perdure_storage.endings import exit_of_write
 from perdure_storage.engine import Batch, Engine
 from perdure_storage.keys import SEQUENCE_KEY
 from perdure_storage.records import seal_number, unseal_number
@@ -58,7 +58,7 @@ def fail_stop(error: BaseException) -> NoReturn:
         if poll.poll(0):
             os.write(_STDERR, line[: _ATOMIC_BYTES - 1].rstrip(b"\n") + b"\n")
     finally:
-        os._exit(WorkerExit.WRITE_FAILED)
+        os._exit(exit_of_write(error))
 
 
 def read_sequence(engine: Engine) -> int:

@@ -9,6 +9,7 @@ moving a slot is one range. docs/DATA.md shows the bytes.
 The first byte is the region:
 
     0x00  shard's own rows      0x00 name
+                                0x00 | "suspect" | id 32        (who has ended its worker)
     0x01  object rows           0x01 | slot u16 | ns length u8 | ns | id 32 bytes | kind u8 | key
     0x02  names index           0x02 | ns length u8 | ns | 0x00 | id 32 bytes      (unique objects)
                                 0x02 | ns length u8 | ns | 0x01 | name in UTF-8    (named objects)
@@ -37,10 +38,12 @@ __all__ = [
     "OUTBOX",
     "REPLY",
     "RESERVED_REGION",
+    "SENDS_KEY",
     "SEQUENCE_KEY",
     "SHARD_REGION",
     "SLOTS_MAX",
     "SOCKET",
+    "SUSPECT_PREFIX",
     "VALUE",
     "DueRow",
     "NamesRow",
@@ -70,6 +73,10 @@ RESERVED_REGION: Final = b"\x04"
 FORMAT_KEY: Final = SHARD_REGION + b"format"
 EPOCH_KEY: Final = SHARD_REGION + b"epoch"
 SEQUENCE_KEY: Final = SHARD_REGION + b"seq"
+SUSPECT_PREFIX: Final = SHARD_REGION + b"suspect"
+"""Before the id of an object that has ended its worker."""
+SENDS_KEY: Final = SHARD_REGION + b"sends"
+"""A sequence that no durable send of this store has reached."""
 
 META: Final = b"\x00"
 """The object's record: a msgpack map with its `name` (None for unique objects)."""
@@ -81,6 +88,7 @@ ALARM: Final = b"\x03"
 """One alarm; the key is its name. Under the empty key: how many alarms the object has."""
 REPLY: Final = b"\x04"
 OUTBOX: Final = b"\x05"
+"""One durable send; the key is its lane, half of its target's id, and its sequence (docs/DATA.md)."""
 SOCKET: Final = b"\x06"
 
 ID_BYTES: Final = 32

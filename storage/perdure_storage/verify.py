@@ -56,8 +56,7 @@ def check_rows(engine: Engine, slots: range, slot_count: int) -> RowsReport:
     for slot in slots:
         _check_slot(engine, report, slot, slot_count)
     _check_names(engine, report)
-    names_end = keys.prefix_end(keys.NAMES_REGION)
-    _check_range(engine, report, names_end, keys.RESERVED_REGION, "the rows behind the names")
+    _check_due(engine, report)
     for key, _ in _rows(engine, report, keys.RESERVED_REGION, b"\xff", "the last rows"):
         report.add(f"row {key[:80].hex()} is of a region that this version does not know")
     return report
@@ -111,6 +110,8 @@ def _check_slot(engine: Engine, report: RowsReport, slot: int, slot_count: int) 
             report.add(f"row {key[:80].hex()} is of a kind that this version does not know")
         elif row.kind == keys.META and payload is not None:
             _check_meta(engine, report, row, payload)
+        elif row.kind == keys.ALARM and row.key and payload is not None:
+            _check_alarm(engine, report, key, payload)
 
 
 def _check_meta(engine: Engine, report: RowsReport, row: keys.ObjectRow, payload: bytes) -> None:
@@ -149,3 +150,31 @@ def _check_names(engine: Engine, report: RowsReport) -> None:
         if stored is None or named != row.name:
             title = row.name if row.name is not None else object_id.hex()
             report.add(f"the names index has {row.namespace}/{title}, which is not stored")
+
+
+def _check_alarm(engine: Engine, report: RowsReport, key: bytes, payload: bytes) -> None:
+    """The due index knows when the alarm is due; without that it would never run."""
+    try:
+        next_ms = codec.decode(payload)[2]
+        lost = next_ms is not None and engine.get(keys.due_key_of(next_ms, key)) is None
+    except (PerdureError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        report.add(f"alarm {key[:80].hex()}: {error}")
+        return
+    if lost:
+        report.add(f"alarm {key[:80].hex()} is missing in the due index")
+
+
+def _check_due(engine: Engine, report: RowsReport) -> None:
+    """Every row of the due index stands for a row of an object."""
+    for key, record in _rows(engine, report, keys.DUE_REGION, keys.RESERVED_REGION, "the due index"):
+        if _payload(report, key, record) is None:
+            continue
+        try:
+            row = keys.parse_due_row(key)
+            prefix = keys.object_prefix(row.slot, row.namespace, row.object_id)
+            if engine.get(prefix + row.kind + row.key) is None:
+                report.add(f"the due index has {key[:80].hex()}, which is not stored")
+        except ValueError as error:
+            report.add(str(error))
+        except StorageError:
+            continue  # the object's own row is damaged, which is told of already

@@ -117,9 +117,9 @@ class Scene:
             actions += self.feed(Quiet(child, self.core.children[child].epoch, self.pids[child], self.now))
         return actions
 
-    def die(self, child: ChildId, code: int = -signal.SIGKILL) -> list[Action]:
+    def die(self, child: ChildId, code: int = -signal.SIGKILL, *, blamed: bool = False) -> list[Action]:
         self.said_quiet.discard(child)
-        return self.feed(Exited(child, self.pids.pop(child), code, self.now))
+        return self.feed(Exited(child, self.pids.pop(child), code, self.now, blamed=blamed))
 
     def pass_time(self, seconds: float, beating: tuple[ChildId, ...] = ALL) -> list[Action]:
         """Ticks when the core asks for them, and heartbeats of `beating` twice a second."""

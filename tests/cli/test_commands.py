@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from perdure.exits import WorkerExit
-from perdure_cli.commands import main, resolve_app, resolve_bind
+from perdure_cli.commands import main, resolve_app, resolve_bind, resolve_binds
 from perdure_cli.errors import BadOption, RunExit
 
-from .cluster import DEADLINE_S, HERE, ROOT, Cluster, free_port, wait_for
+from .cluster import DEADLINE_S, HERE, PACKAGES, ROOT, Cluster, free_port, wait_for
 
 STAND_INS = str(HERE / "stand_ins")
 
@@ -229,6 +229,32 @@ def test_every_other_address_is_refused(text: str) -> None:
         resolve_bind(text)
 
 
+def test_an_address_that_is_there_twice_is_refused() -> None:
+    assert resolve_binds(("tcp://localhost:7400", "tcp://127.0.0.1:7401")) == (
+        "tcp://127.0.0.1:7400",
+        "tcp://127.0.0.1:7401",
+    )
+    with pytest.raises(BadOption, match=r"--bind tcp://127\.0\.0\.1:7400 is given twice"):
+        resolve_binds(("tcp://localhost:7400", "tcp://127.0.0.1:7401", "tcp://127.0.0.1:07400"))
+
+
+def test_a_path_that_is_not_utf_8_is_refused_with_one_line(short_path: Path, app: Path) -> None:
+    data = os.fsencode(short_path) + b"/caf\xe9"
+    for command in (["run", str(app), "--data", data], ["check", "--data", data]):
+        run = subprocess.run(
+            [sys.executable, "-m", "perdure_cli", *command],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(PACKAGES)},
+            timeout=DEADLINE_S,
+            check=False,
+        )
+        assert run.returncode == RunExit.CANNOT_START
+        [line] = run.stderr.splitlines()
+        assert line.startswith("perdure: ")
+    assert not Path(os.fsdecode(data)).exists()
+
+
 # --- with real workers
 
 
@@ -244,6 +270,8 @@ def test_an_application_that_cannot_be_loaded_is_told_once_however_many_workers_
     assert told["level"] == "error"
     assert "no_such_module_of_mine" in told["message"]
     assert f"{app}:1" in told["message"]
+    last = cluster.log_text().splitlines()[-1]
+    assert last == "perdure: " + told["message"], "what counts is repeated at the end"
 
 
 @pytest.mark.processes

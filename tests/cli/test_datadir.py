@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -260,6 +261,35 @@ def test_a_path_too_long_for_sockets_moves_them_to_a_private_directory_elsewhere
     assert not run.exists()
     with opened(data) as directory:
         assert directory.make_run_directory() == run, "clients that outlive a restart find the router again"
+
+
+def test_a_path_that_is_not_utf_8_is_refused_and_nothing_is_made(short_path: Path) -> None:
+    data = Path(os.fsdecode(os.fsencode(short_path) + b"/caf\xe9"))
+    with pytest.raises(CannotRun, match="not UTF-8"):
+        DataDirectory.open(data, "test")
+    assert not data.exists()
+
+
+def test_a_command_that_is_not_utf_8_is_told_all_the_same(short_path: Path) -> None:
+    with DataDirectory.open(short_path, "run caf\udce9.py"), pytest.raises(AlreadyRunning, match="caf"):
+        DataDirectory.open(short_path, "another")
+
+
+def test_the_sessions_own_directory_goes_before_the_temporary_one(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = short_path / "session"
+    session.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
+    data = deep(short_path, 120)
+    with opened(data) as directory:
+        assert directory.make_run_directory().parent == session
+    session.chmod(0o755)
+    with opened(data) as directory:
+        assert directory.make_run_directory().parent != session, "others could look into it"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path / "gone"))
+    with opened(data) as directory:
+        assert directory.make_run_directory().parent in (Path(tempfile.gettempdir()), Path("/tmp"))
 
 
 def test_the_longest_path_that_fits_is_used(short_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perdure.exits import WorkerExit
 from perdure_cli.errors import RunExit
 from perdure_cli.events import (
     ROUTER,
@@ -20,6 +21,7 @@ from perdure_cli.events import (
     Event,
     Exited,
     Finish,
+    Kill,
     Park,
     Persist,
     PublishMap,
@@ -139,6 +141,33 @@ def test_exit_codes_that_a_retry_cannot_cure_park_the_worker_for_good(code: int)
     assert not spawned(scene.pass_time(300))
 
 
+@pytest.mark.parametrize("code", [-signal.SIGSEGV, 1, 72])
+def test_a_worker_that_one_of_its_objects_ends_comes_back_at_once_whatever_the_code(code: int) -> None:
+    scene = serving()
+    for _ in range(6):
+        assert spawned(scene.die(W0, code, blamed=True))
+        scene.ready(W0)
+    assert scene.state_of(W0) is ChildState.UP
+
+
+def test_failed_writes_in_a_row_park_the_worker_and_long_service_makes_up_for_them() -> None:
+    scene = serving()
+    for _ in range(3):
+        assert not of(Park, scene.die(W0, WorkerExit.WRITE_FAILED))
+        scene.pass_time(6)
+        scene.ready(W0)
+    scene.pass_time(61)
+    for _ in range(3):
+        assert not of(Park, scene.die(W0, WorkerExit.WRITE_FAILED))
+        scene.pass_time(6)
+        scene.ready(W0)
+        scene.die(W0)  # killed from outside: says nothing about the disk
+        scene.ready(W0)
+    [park] = of(Park, scene.die(W0, WorkerExit.WRITE_FAILED))
+    assert "check the disk" in park.reason
+    assert not spawned(scene.pass_time(300))
+
+
 def test_the_router_is_never_parked() -> None:
     scene = serving()
     assert spawned(scene.die(ROUTER, 72)) == [(ROUTER, 2)]
@@ -195,9 +224,22 @@ def test_a_process_that_is_not_ready_in_time_is_killed_and_its_retry_counts_as_a
     scene = Scene()
     scene.ready(ROUTER, W1)
     assert not killed(scene.pass_time(29.9))
-    assert killed(scene.pass_time(0.2)) == [(W0, signal.SIGKILL)]
+    kills = of(Kill, scene.pass_time(0.2))
+    assert killed(kills) == [(W0, signal.SIGKILL)]
+    assert "not ready after 30 s" in kills[0].reason
     assert spawned(scene.die(W0)) == [(W0, 2)]
     assert scene.core.children[W0].strikes == 1
+
+
+@pytest.mark.parametrize(("victim", "advice"), [(W0, "use @blocking"), (ROUTER, "")])
+def test_a_kill_for_silence_says_so_and_what_to_do_in_a_worker(victim: ChildId, advice: str) -> None:
+    scene = serving()
+    others = tuple(child for child in ALL if child != victim)
+    [kill] = of(Kill, scene.pass_time(3.1, beating=others))
+    assert kill.child == victim
+    assert kill.reason.startswith("no heartbeat for 2.5 s")
+    assert advice in kill.reason
+    assert ("@blocking" in kill.reason) == bool(advice)
 
 
 @pytest.mark.parametrize("pause", [3.0, 30.0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -13,7 +15,7 @@ import pytest
 from perdure.exits import WorkerExit
 from perdure_cli.errors import RunExit
 
-from .cluster import DEADLINE_S, Cluster, free_port, is_alive, wait_for
+from .cluster import DEADLINE_S, HERE, Cluster, free_port, is_alive, wait_for
 
 pytestmark = pytest.mark.processes
 
@@ -128,6 +130,30 @@ def test_a_process_that_never_becomes_ready_is_replaced(cluster: Cluster) -> Non
     assert not is_alive(hung["pid"])
 
 
+def test_a_kill_is_logged_with_its_reason(cluster: Cluster) -> None:
+    cluster.order("worker-1", never_ready=True)
+    cluster.start(wait=False, timing={"start_timeout_s": 1.0, "heartbeat_lost_s": 1.25})
+    cluster.wait_for_entry("ready", "worker-0")
+    os.kill(cluster.latest("worker-0")["pid"], signal.SIGSTOP)
+    for reason in (
+        "worker-0 is killed: no heartbeat for 1.25 s: a method computes for too long (use @blocking)",
+        "worker-1 is killed: not ready after 1 s: does the module wait for something while it loads?",
+    ):
+        wait_for(reason, lambda reason=reason: reason in cluster.log_text())
+
+
+def test_an_exit_with_0_that_nobody_asked_for_is_not_logged_as_an_ordered_stop(cluster: Cluster) -> None:
+    cluster.order("worker-0", exit_before_ready=0)
+    supervisor = cluster.start(wait=False)
+    cluster.wait_for_entry("started", "worker-0", epoch=2)
+    cluster.order("worker-0")
+    wait_for("the cluster is ready", cluster.is_ready)
+    assert cluster.stop(supervisor) == RunExit.OK
+    ends = [line["message"] for line in cluster.log() if "worker-0 ended" in line["message"]]
+    assert "nobody asked it to stop" in ends[0]
+    assert ends[-1] == f"worker-0 ended: exit code 0: {WorkerExit.STOPPED.meaning}"
+
+
 def test_a_pause_of_the_supervisor_itself_is_not_held_against_its_children(cluster: Cluster) -> None:
     supervisor = cluster.start()
     supervisor.send_signal(signal.SIGSTOP)
@@ -141,7 +167,7 @@ def test_a_pause_of_the_supervisor_itself_is_not_held_against_its_children(clust
 # --- ordered stop
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_all_workers_stop_at_once_then_the_router_then_the_supervisor(
     cluster: Cluster, how: signal.Signals
 ) -> None:
@@ -157,6 +183,18 @@ def test_all_workers_stop_at_once_then_the_router_then_the_supervisor(
     assert set(ends[:2]) == {("stop", "worker-0"), ("stop", "worker-1")}
     assert set(ends[2:4]) == {("exit", "worker-0"), ("exit", "worker-1")}
     assert ends[4:] == [("stop", "router"), ("exit", "router")]
+
+
+def test_a_supervisor_that_was_told_to_outlive_its_terminal_does(cluster: Cluster) -> None:
+    ignore = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    run = "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    spec = {"data": str(cluster.data), "stage": str(cluster.stage)}
+    supervisor = cluster.launch(["-c", ignore + run, str(HERE / "run_supervisor.py"), json.dumps(spec)])
+    supervisor.send_signal(signal.SIGHUP)
+    os.kill(cluster.latest("worker-0")["pid"], signal.SIGKILL)
+    cluster.wait_for_entry("ready", "worker-0", epoch=2)
+    assert cluster.stop(supervisor) == RunExit.OK
+    assert "SIGHUP" not in cluster.log_text()
 
 
 def test_a_worker_without_turns_serves_until_the_others_have_none_either(cluster: Cluster) -> None:
@@ -253,6 +291,18 @@ def test_a_second_supervisor_is_refused_and_told_who_holds_the_directory(cluster
     assert cluster.stop(first) == RunExit.OK
 
 
+def test_a_second_supervisor_with_the_same_address_is_told_of_the_directory_and_not_of_the_port(
+    cluster: Cluster,
+) -> None:
+    with socket.socket() as holder:  # as the first one's router would
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        first = cluster.start()
+        second = cluster.start(wait=False, binds=[f"tcp://127.0.0.1:{holder.getsockname()[1]}"])
+        assert second.wait(DEADLINE_S) == RunExit.LOCKED
+    assert f"process {first.pid} (" in cluster.log_text()
+
+
 def test_children_die_with_a_killed_supervisor_and_the_next_one_starts_above_their_epochs(
     cluster: Cluster,
 ) -> None:
@@ -266,59 +316,6 @@ def test_children_die_with_a_killed_supervisor_and_the_next_one_starts_above_the
     assert {entry["epoch"] for entry in cluster.journal("started")[3:]} == {2}
     new_map = cluster.wait_for_entry("map", "router", epoch=2)["map"]
     assert new_map["version"] > old_map["version"]
-
-
-# --- exit codes
-
-
-@pytest.mark.parametrize("code", [71, 72, 73])
-def test_a_worker_whose_shard_cannot_be_served_is_parked_and_the_others_serve(
-    cluster: Cluster, code: int
-) -> None:
-    cluster.order("worker-0", exit_before_ready=code)
-    supervisor = cluster.start()
-    parked = next(line for line in cluster.log() if "worker-0 is parked" in line["message"])
-    assert parked["level"] == "error"
-    assert parked["code"] == code
-    os.kill(cluster.latest("worker-1")["pid"], signal.SIGKILL)
-    cluster.wait_for_entry("ready", "worker-1", epoch=2)
-    assert len(cluster.journal("started", "worker-0")) == 1
-    assert cluster.stop(supervisor) == RunExit.OK
-
-
-def test_a_worker_whose_store_cannot_be_opened_now_is_tried_again_and_not_parked(cluster: Cluster) -> None:
-    cluster.order("worker-0", exit_before_ready=WorkerExit.STORE_UNAVAILABLE)
-    cluster.start(wait=False)
-    cluster.wait_for_entry("exit", "worker-0", epoch=3)
-    cluster.order("worker-0")
-    wait_for("the cluster is ready", cluster.is_ready)
-    assert "parked" not in cluster.log_text()
-    told = next(line["message"] for line in cluster.log() if "worker-0 ended" in line["message"])
-    assert told == f"worker-0 ended: exit code 75: {WorkerExit.STORE_UNAVAILABLE.meaning}"
-
-
-def test_a_process_that_a_signal_without_a_name_ended_is_replaced(cluster: Cluster) -> None:
-    cluster.start()
-    os.kill(cluster.latest("worker-0")["pid"], signal.SIGRTMIN + 1)
-    cluster.wait_for_entry("ready", "worker-0", epoch=2)
-    assert f"worker-0 ended: signal {signal.SIGRTMIN + 1}" in cluster.log_text()
-
-
-def test_an_application_that_cannot_be_loaded_ends_the_run(cluster: Cluster) -> None:
-    cluster.order("worker-1", exit_before_ready=78)
-    assert cluster.start(wait=False).wait(DEADLINE_S) == RunExit.APPLICATION
-    loud = [line for line in cluster.log() if line["level"] not in ("debug", "info")]
-    assert loud == [], "the worker has said it, and better"
-    assert not any(is_alive(entry["pid"]) for entry in cluster.journal("started"))
-
-
-def test_an_application_that_cannot_be_loaded_any_more_parks_the_worker(cluster: Cluster) -> None:
-    supervisor = cluster.start()
-    cluster.order("worker-0", exit_before_ready=78)
-    os.kill(cluster.latest("worker-0")["pid"], signal.SIGKILL)
-    wait_for("the worker is parked", lambda: "worker-0 is parked" in cluster.log_text())
-    assert supervisor.poll() is None
-    assert is_alive(cluster.latest("worker-1")["pid"])
 
 
 # --- what else can go wrong
@@ -348,6 +345,19 @@ def test_a_defect_of_the_supervisor_ends_everything_instead_of_going_on_blindly(
     assert supervisor.wait(DEADLINE_S) == RunExit.INTERNAL
     assert "a defect, for a test" in cluster.log_text()
     assert not any(is_alive(entry["pid"]) for entry in cluster.journal("started"))
+
+
+def test_sockets_that_somebody_cleaned_up_are_made_again_for_everybody(cluster: Cluster) -> None:
+    supervisor = cluster.start()
+    shutil.rmtree(cluster.data / "run")
+    for child in ("router", "worker-0", "worker-1"):
+        cluster.wait_for_entry("ready", child, epoch=2)
+    wait_until_routed(cluster, "worker-0", 2)
+    wait_until_routed(cluster, "worker-1", 2)
+    assert (cluster.data / "run").stat().st_mode & 0o777 == 0o700
+    assert (cluster.data / "run" / "router").is_socket()
+    assert not [line for line in cluster.log() if "is killed" in line["message"]], "all stopped in order"
+    assert cluster.stop(supervisor) == RunExit.OK
 
 
 def test_a_child_that_connects_anew_is_sent_the_map_again(cluster: Cluster) -> None:
@@ -388,7 +398,9 @@ def test_children_are_told_all_they_need_in_one_argument(cluster: Cluster) -> No
         "log_level": "WARNING",
     }
     assert cluster.latest("router")["config"] == {"endpoints": [f"{run}/router"], **common}
-    assert cluster.latest("worker-1")["config"] == {
+    config = cluster.latest("worker-1")["config"]
+    assert config.pop("marks") > 2  # a descriptor
+    assert config == {
         "app": "package.module",
         "index": 1,
         "shard": str(cluster.data / "shard-0001"),
@@ -399,6 +411,8 @@ def test_children_are_told_all_they_need_in_one_argument(cluster: Cluster) -> No
         "dev": True,
         "idle_evict_s": 2.5,
         "live_objects_max": 7,
+        "blame": None,
+        "first": True,
         **common,
     }
 

@@ -32,7 +32,7 @@ def test_one_job_runs_the_next_ones_wait_in_order_and_more_are_refused(
 def test_a_job_that_takes_too_long_makes_room_for_the_next(make_scene: Any, load_example: Any) -> None:
     example = load_example("jobs")
     scene = make_scene(example.Deployments, limits=Limits(turn_max_s=5))
-    stuck = scene.start(example.Deployments, "prod", "deploy", "stuck", 1_000.0)
+    stuck = scene.start(example.Deployments, "prod", "deploy", "stuck", 1_000.0, timeout_ms=1_000)
     scene.advance(3)
     following = scene.start(example.Deployments, "prod", "deploy", "next", 1.0)
     scene.advance(2.5)

@@ -83,9 +83,9 @@ class Cluster:
         if wait:
             self.wait_until("the cluster answers", self._answers)
 
-    def stop(self) -> None:
-        """Ordered stop: SIGTERM, and the supervisor must exit with 0."""
-        self.supervisor.send_signal(signal.SIGTERM)
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Ordered stop by that signal; the supervisor must exit with 0."""
+        self.supervisor.send_signal(number)
         try:
             code = self.supervisor.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:
@@ -162,9 +162,9 @@ class Cluster:
 
     # --- talking to it
 
-    def connect(self, *, direct: bool = True) -> SyncClient:
+    def connect(self, *, direct: bool = True, retry: bool = True) -> SyncClient:
         """A client, to be used with ``with``."""
-        return connect_sync(self.url, direct=direct, timeout=DEADLINE_S)
+        return connect_sync(self.url, direct=direct, retry=retry, timeout=DEADLINE_S)
 
     def stats(self) -> list[dict[str, Any]]:
         """The workers' own figures (`turns` of this incarnation among them), in their order."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,9 +43,18 @@ async def keep_calling(
     return answered, errors
 
 
-@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-the-router"])
+@pytest.mark.parametrize(
+    ("direct", "number"),
+    [
+        (True, signal.SIGTERM),
+        (False, signal.SIGTERM),
+        (True, signal.SIGHUP),  # the terminal is gone
+        (True, signal.SIGQUIT),
+    ],
+    ids=["direct", "through-the-router", "sighup", "sigquit"],
+)
 def test_sigterm_under_load_leaves_no_outcome_unknown_and_exits_with_zero(
-    tmp_path: Path, direct: bool
+    tmp_path: Path, direct: bool, number: signal.Signals
 ) -> None:
     with running_cluster(ZOO, tmp_path / "data") as cluster:
 
@@ -55,7 +65,7 @@ def test_sigterm_under_load_leaves_no_outcome_unknown_and_exits_with_zero(
             while turns < 2_000:
                 async with connect(cluster.url) as client:
                     turns = sum(figures["turns"] for figures in await client.stats())
-            await asyncio.to_thread(cluster.stop)
+            await asyncio.to_thread(cluster.stop, number)
             stopped.set()
             return await calls
 
@@ -246,14 +256,24 @@ def test_raw_and_direct_clients_see_one_order_and_direct_ones_do_not_notice_a_ki
         assert seen == list(range(1, 21))
         before = cluster.router_pid
         cluster.kill(before)
-        killed = time.monotonic()
         values = [counter.increment() for _ in range(50)]
         assert values == list(range(21, 71)), "direct calls go on without the router"
         cluster.wait_until("the router is back", lambda: cluster.router_pid != before)
-        value = None
-        while value is None:
-            with contextlib.suppress(TimeoutError):
-                value = raw.call("Counter", "shared", "get", timeout_s=0.2)
-        assert value == 70
-        assert time.monotonic() - killed < 10
+        assert read_again(raw, cluster) == 70
         raw.close()
+
+
+def read_again(raw: Any, cluster: Cluster) -> object:
+    """The counter's value, asked for as docs/PROTOCOL.md has raw clients do it: until the router serves."""
+
+    def ask() -> object:
+        try:
+            return raw.call("Counter", "shared", "get", timeout_s=0.2)
+        except TimeoutError:
+            return None
+        except RuntimeError as error:
+            if "ShardUnavailable" not in str(error):
+                raise
+            return None
+
+    return cluster.wait_until("the router answers the raw client", ask)

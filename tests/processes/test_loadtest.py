@@ -146,6 +146,7 @@ def test_a_cluster_without_the_objects_is_told_which_application_to_start(tmp_pa
         ("--url", "ipc:///nowhere", "--workers", "2"),
         ("--self-hosted", "--seconds", "1", "--calls", "1"),
         ("--self-hosted", "--read-share", "1.5"),
+        ("--url", "ipc:///nowhere", "--chaos", "kill-worker"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options: tuple[str, ...]) -> None:
@@ -169,6 +170,17 @@ def test_killed_workers_lose_no_acknowledged_write_and_their_successors_serve(
         assert_nothing_acknowledged_was_lost(result)
         assert [child.epoch for child in cluster.children() if child.role == "worker"] == [2, 2]
         cluster.stop()
+
+
+@pytest.mark.parametrize("way", ["--direct", "--no-direct"])
+def test_workers_killed_all_the_time_lose_nothing_repeat_nothing_and_leave_no_doubt(way: str) -> None:
+    chaos = ["--chaos", "kill-worker", "--chaos-interval", "300"]
+    load = ["--objects", "20", "--concurrency", "64", "--seconds", "4", way]
+    run = loadtest("--self-hosted", "--workers", "2", "--verify", "--json", *chaos, *load)
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    assert (result["lost"], result["duplicated"], result["unknown"], result["errors"]) == (0, 0, 0, {})
+    assert result["kills"] >= 3
 
 
 def test_a_killed_router_is_not_noticed_by_clients_that_talk_to_the_workers(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
 import threading
 import time
 from dataclasses import dataclass
@@ -76,6 +78,13 @@ class Caller(DurableObject):
         self.steps += 1
         return await self.ctx.get(Counter, counter).increment(by)
 
+    async def add_to_and_linger(self, counter: str, seconds: float) -> int:
+        """Increments a counter elsewhere, and answers later."""
+        value: int = await self.ctx.get(Counter, counter).increment()
+        await asyncio.sleep(seconds)  # sleep: the test kills the worker meanwhile
+        self.steps += 1
+        return value
+
     async def get(self) -> int:
         """How often it was stepped through."""
         return self.steps
@@ -134,4 +143,56 @@ class Odd(DurableObject):
 
     async def blob(self, size: int) -> bytes:
         """That many bytes."""
+        return bytes(size)
+
+
+class Poison(DurableObject):
+    """Ends its worker, or keeps it from everybody else."""
+
+    async def fine(self) -> str:
+        """Nothing bad."""
+        return "fine"
+
+    async def crash(self) -> None:
+        """A segmentation fault."""
+        ctypes.string_at(0)
+
+    async def crash_later(self) -> None:
+        """The same after a suspension."""
+        await asyncio.sleep(0.01)  # sleep: the step that crashes is not the first one
+        ctypes.string_at(0)
+
+    @blocking
+    def crash_in_thread(self) -> None:
+        """The same in a thread."""
+        ctypes.string_at(0)
+
+    async def abort(self) -> None:
+        """SIGABRT."""
+        os.abort()
+
+    async def leave(self, code: int) -> None:
+        """Ends the process without a word."""
+        os._exit(code)
+
+    async def spin(self, seconds: float = 1e9) -> None:
+        """Keeps the loop, in Python."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            pass
+
+    async def hold(self) -> int:
+        """Keeps the interpreter's lock, in C, for hours."""
+        return len(str(pow(3, 10**9)))
+
+    async def leave_in_task(self) -> None:
+        """A task of the turn raises what ends loops."""
+
+        async def child() -> None:
+            raise SystemExit(3)
+
+        await asyncio.create_task(child())
+
+    async def large(self, size: int) -> bytes:
+        """A result of that size."""
         return bytes(size)

@@ -36,4 +36,8 @@ def test_a_failed_call_is_a_reply_of_the_same_sequence() -> None:
     sequence = protocol.call_header(bytes(32), 2**40 + 5)[-8:]
     origin, header, body = answers.failed_call(b"o", sequence, OutcomeUnknown("lost"))
     assert (origin, header) == (b"o", protocol.header(protocol.REPLY, stamp=2**40 + 5))
-    assert codec.decode(body) == [2**40 + 5, protocol.STATUS_ERROR, ["OutcomeUnknown", "lost", {}]]
+    assert codec.decode(body) == [
+        2**40 + 5,
+        protocol.STATUS_ERROR,
+        ["OutcomeUnknown", "lost", {"reason": None}],
+    ]

@@ -77,9 +77,12 @@ def test_all_kinds_are_listed_under_their_numbers() -> None:
     assert kinds == ours
 
 
+STATUSES = ("RESULT", "RAISED", "ERROR", "ITEM", "END")
+
+
 def test_statuses_and_items_are_listed_in_their_order() -> None:
     statuses = [row[0] for row in table("status | payload | what happened")]
-    ours = [f"{getattr(protocol, 'STATUS_' + name)} {name}" for name in ("RESULT", "RAISED", "ERROR")]
+    ours = [f"{getattr(protocol, 'STATUS_' + name)} {name}" for name in STATUSES]
     assert statuses == ours
     fields = [row[0].replace(" ", "_") for row in table("element | type | meaning")]
     assert fields == list(protocol.Item._fields)

@@ -75,7 +75,12 @@ class Sent:
 class Scene:
     """One client; `sent` is what has left, oldest first."""
 
-    def __init__(self, slot_map: SlotMap | None = None, load: Callable[[Any], Exception] = Exception) -> None:
+    def __init__(
+        self,
+        slot_map: SlotMap | None = None,
+        load: Callable[[Any], Exception] = Exception,
+        retry: bool = True,
+    ) -> None:
         self.clock = Clock()
         self.sent: list[Sent] = []
         self.takes: Callable[[int], bool] = lambda worker: True
@@ -86,6 +91,7 @@ class Scene:
             CLIENT,
             clock=self.clock,
             random_source=random.Random(1),
+            retry=retry,
             load_exception=load,
             want_flush=self._want_flush,
             want_map=self._want_map,
@@ -178,5 +184,5 @@ class Scene:
         assert not caller.pending
         assert not caller._queues
         assert not caller._delayed
-        assert not caller._wheel
+        assert not len(caller._deadlines)
         assert caller._queued_bytes == 0

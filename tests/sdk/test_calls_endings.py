@@ -134,7 +134,8 @@ def test_a_loop_that_stood_still_for_a_minute_ends_everything_at_its_first_tick(
 # --- deaths
 
 
-def test_the_death_of_an_incarnation_ends_exactly_the_calls_that_were_sent_to_it(scene: Scene) -> None:
+def test_the_death_of_an_incarnation_ends_exactly_the_calls_that_were_sent_to_it() -> None:
+    scene = Scene(TWO, retry=False)
     doomed, neighbour = scene.start(worker=0), scene.start(worker=1)
     waiting = scene.call(worker=0)
     scene.caller.on_death(0, 1)
@@ -152,16 +153,16 @@ def test_the_death_of_an_older_incarnation_ends_nothing(scene: Scene) -> None:
     assert not future.done()
 
 
-def test_a_map_without_the_incarnation_tells_its_death(scene: Scene) -> None:
+def test_a_map_without_the_incarnation_tells_its_death() -> None:
+    scene = Scene(TWO, retry=False)
     doomed, neighbour = scene.start(worker=0), scene.start(worker=1)
     assert scene.caller.on_map(map_of(2, 0, 1)) is True
     assert isinstance(doomed.exception(0), OutcomeUnknown)
     assert not neighbour.done()
 
 
-def test_through_a_router_a_death_ends_calls_only_when_it_has_given_back_what_it_still_had(
-    scene: Scene,
-) -> None:
+def test_through_a_router_a_death_ends_calls_only_when_it_has_given_back_what_it_still_had() -> None:
+    scene = Scene(TWO, retry=False)
     scene.caller.direct = False
     given_back, lost = scene.start("given back"), scene.start("lost")
     neighbour = scene.start("neighbour", worker=1)
@@ -213,7 +214,8 @@ def test_a_map_that_is_not_newer_changes_nothing(scene: Scene, version: int) -> 
     assert not future.done()
 
 
-def test_the_death_of_the_router_that_carried_everything_ends_what_was_sent(scene: Scene) -> None:
+def test_the_death_of_the_router_that_carried_everything_ends_what_was_sent() -> None:
+    scene = Scene(TWO, retry=False)
     sent = [scene.start(worker=worker) for worker in (0, 1)]
     scene.takes = lambda worker: False
     waiting = scene.start()
@@ -262,7 +264,9 @@ def test_closing_ends_every_call_and_says_what_may_have_happened(scene: Scene) -
         with pytest.raises(ShardUnavailable, match="closed before the call was sent"):
             future.result(0)
     caller = scene.caller
-    assert not any((caller.pending, caller._queues, caller._delayed, caller._wheel, caller._queued_bytes))
+    assert not any(
+        (caller.pending, caller._queues, caller._delayed, len(caller._deadlines), caller._queued_bytes)
+    )
 
 
 def test_a_call_after_closing_fails_at_once_and_says_why(scene: Scene) -> None:

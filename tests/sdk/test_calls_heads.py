@@ -27,15 +27,15 @@ def test_each_message_says_which_calls_have_ended(scene: Scene) -> None:
     for _ in range(3):
         scene.call()
     scene.flush()
-    assert head_of(scene.sent[0]) == [CLIENT, 1, 1]
+    assert head_of(scene.sent[0]) == [CLIENT, 1, 3, 1]
     scene.reply(1)
     scene.reply(2)
     scene.start()
-    assert head_of(scene.sent[1]) == [CLIENT, 2, 3]
+    assert head_of(scene.sent[1]) == [CLIENT, 2, 4, 3]
     scene.reply(4)
     scene.reply(3)
     scene.start()
-    assert head_of(scene.sent[2]) == [CLIENT, 3, 5]
+    assert head_of(scene.sent[2]) == [CLIENT, 3, 5, 5]
 
 
 def test_old_open_calls_are_listed_so_that_younger_ones_are_known_to_have_ended(scene: Scene) -> None:
@@ -44,10 +44,10 @@ def test_old_open_calls_are_listed_so_that_younger_ones_are_known_to_have_ended(
     scene.reply(2)
     scene.pass_time(0.6)
     scene.start()
-    assert head_of(scene.sent[-1])[2:] == [4, 1, 3]
+    assert head_of(scene.sent[-1])[2:] == [4, 4, 1, 3]
     scene.reply(4)
     scene.start()
-    assert head_of(scene.sent[-1])[2:] == [5, 1, 3]
+    assert head_of(scene.sent[-1])[2:] == [5, 5, 1, 3]
 
 
 def test_no_open_call_is_ever_told_to_have_ended_however_many_are_old(scene: Scene) -> None:
@@ -57,7 +57,7 @@ def test_no_open_call_is_ever_told_to_have_ended_however_many_are_old(scene: Sce
     for sequence in range(2, 3 * LIMITS.stragglers_max, 3):
         scene.reply(sequence)
     scene.start()
-    _, _, floor, *stragglers = head_of(scene.sent[-1])
+    _, _, _, floor, *stragglers = head_of(scene.sent[-1])
     assert len(stragglers) == LIMITS.stragglers_max
     assert set(stragglers) == {sequence for sequence in scene.caller.pending if sequence < floor}
 

@@ -185,6 +185,29 @@ async def test_other_work_of_the_loop_gets_its_turn_during_a_burst(
 
 
 @in_loop
+async def test_messages_stay_in_the_socket_while_none_may_be_read_and_come_then_in_order(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    async with paired(context, tmp_path) as pair:
+        full = False
+
+        def take(frames: list[bytes]) -> None:
+            nonlocal full
+            pair.inbox.take(frames)
+            full = len(pair.inbox.messages) == 3
+
+        pair.channel._on_message, pair.channel._may_read = take, lambda: not full
+        pair.push_numbers(100)
+        await pair.inbox.has(3)
+        for _ in range(100):
+            await asyncio.sleep(0)  # sleep: one tick of the loop
+        assert pair.numbers == [0, 1, 2]
+        full = False
+        await pair.inbox.has(100)
+        assert pair.numbers == list(range(100))
+
+
+@in_loop
 async def test_messages_that_came_before_the_channel_are_read(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:

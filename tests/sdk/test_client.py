@@ -299,7 +299,7 @@ async def test_a_listing_asks_all_workers_and_joins_their_pages(tmp_path: Path) 
                 [b"\1" + name.encode(), id_from_name("Counter", name).key, name, *facts] for name in names
             ]
             left = [row for row in rows if row[0] > after]
-            return [len(left) > limit, left[:limit]]
+            return [len(left) > limit, left[:limit], True]
 
         return serve
 
@@ -310,9 +310,9 @@ async def test_a_listing_asks_all_workers_and_joins_their_pages(tmp_path: Path) 
         assert first.names == ["p0", "p1", "p2", "p3"]
         second = await client.list("Counter", prefix="p", limit=4, cursor=first.cursor)
         assert (second.names, second.cursor) == (["p4", "p5"], None)
-        for limit in (0, -1, Limits().list_entries_max + 1):
-            with pytest.raises(InvalidArgument, match="limit is 1 to"):
-                await client.list(Counter, limit=limit)
+        for limit in (0, -1, Limits().list_entries_max + 1, "3", 3.0, None, True):
+            with pytest.raises(InvalidArgument, match="limit is an int of 1 to"):
+                await client.list(Counter, limit=limit)  # type: ignore[arg-type]
         with pytest.raises(InvalidArgument, match="cursor"):
             await client.list(Counter, cursor="no cursor")
 

@@ -20,6 +20,7 @@ def test_the_codes_are_those_that_operators_scripts_know() -> None:
         "SHARD_LOCKED": 74,
         "STORE_UNAVAILABLE": 75,
         "TURNS_CUT": 76,
+        "NO_SPACE": 77,
         "APP_NOT_LOADED": 78,
     }
 
@@ -38,5 +39,5 @@ def test_each_code_has_one_sentence_of_its_own(exit_: WorkerExit) -> None:
 
 def test_a_code_is_found_by_its_number_and_an_unknown_one_is_an_error() -> None:
     assert WorkerExit(72) is WorkerExit.SHARD_DAMAGED
-    with pytest.raises(ValueError, match="77"):
-        WorkerExit(77)
+    with pytest.raises(ValueError, match="79"):
+        WorkerExit(79)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perdure.errors import InvalidArgument
+from perdure.errors import InvalidArgument, UnknownNamespace
 from perdure.ids import ObjectId, id_from_name, new_unique_id
 from perdure.listing import ListedObject, Listing, merge_listings, next_cursor
 
@@ -26,7 +26,7 @@ def unique_row() -> list[Any]:
 def page_of(worker: list[list[Any]], cursor: bytes, limit: int) -> list[Any]:
     """What a worker that holds these rows answers."""
     rows = [entry for entry in sorted(worker) if entry[0] > cursor]
-    return [len(rows) > limit, rows[:limit]]
+    return [len(rows) > limit, rows[:limit], True]
 
 
 def all_pages(workers: list[list[list[Any]]], limit: int) -> list[Listing]:
@@ -34,7 +34,7 @@ def all_pages(workers: list[list[list[Any]]], limit: int) -> list[Listing]:
     cursor: str | None = None
     while not pages or cursor is not None:
         position = next_cursor(cursor)
-        page = merge_listings([page_of(rows, position, limit) for rows in workers], limit)
+        page = merge_listings([page_of(rows, position, limit) for rows in workers], limit, "Counter")
         pages.append(page)
         cursor = page.cursor
     return pages
@@ -44,7 +44,7 @@ def test_a_page_has_the_objects_of_all_workers_unique_ids_first_then_names_in_by
     names = ["b", "a", "\u00e4", "\uffff", "\U00010000", "Z"]
     alone = unique_row()
     workers = [sorted([alone, row("b"), row("a")]), sorted(row(name) for name in names[2:])]
-    page = merge_listings([[False, rows] for rows in workers], 10)
+    page = merge_listings([[False, rows, True] for rows in workers], 10, "Counter")
     assert page.names == ["Z", "a", "b", "\u00e4", "\uffff", "\U00010000"]
     assert (page.ids[0], page.ids[0].name) == (ObjectId(alone[1]), None)
     assert page.ids[1] == id_from_name("Counter", "Z")
@@ -77,8 +77,8 @@ def test_workers_that_answer_less_than_they_were_asked_for_hide_no_object(seed: 
         for rows in workers:
             left = [entry for entry in sorted(rows) if entry[0] > next_cursor(cursor)]
             count = min(10, chance.randint(1, 5))
-            answers.append([len(left) > count, left[:count]])
-        page = merge_listings(answers, 10)
+            answers.append([len(left) > count, left[:count], True])
+        page = merge_listings(answers, 10, "Counter")
         assert page.names, "a page before the end is never empty"
         found += page.names
         cursor = page.cursor
@@ -87,7 +87,7 @@ def test_workers_that_answer_less_than_they_were_asked_for_hide_no_object(seed: 
 
 def test_an_entry_tells_size_life_and_the_next_alarm_in_utc() -> None:
     plain, alarmed = row("a"), [*row("b")[:3], 12_345, True, 1_700_000_000_250, "of a newer worker"]
-    page = merge_listings([[False, [plain, alarmed]]], 10)
+    page = merge_listings([[False, [plain, alarmed], True]], 10, "Counter")
     assert page.entries[0] == ListedObject(id_from_name("Counter", "a"), 100, False, None)
     second = page.entries[1]
     assert (second.name, second.size_bytes, second.live) == ("b", 12_345, True)
@@ -96,7 +96,14 @@ def test_an_entry_tells_size_life_and_the_next_alarm_in_utc() -> None:
 
 
 def test_a_namespace_without_objects_is_one_empty_page() -> None:
-    assert merge_listings([[False, []], [False, []]], 10) == Listing([], None)
+    answers = [[False, [], False], [False, [], True]]
+    assert merge_listings(answers, 10, "Counter") == Listing([], None)
+
+
+def test_a_namespace_that_no_worker_knows_is_an_error_and_no_empty_page() -> None:
+    with pytest.raises(UnknownNamespace, match="'Conter'") as caught:
+        merge_listings([[False, [], False], [False, [], False]], 10, "Conter")
+    assert caught.value.namespace == "Conter"
 
 
 def test_the_first_page_starts_before_everything() -> None:
@@ -104,7 +111,7 @@ def test_the_first_page_starts_before_everything() -> None:
 
 
 def test_a_cursor_stands_for_the_last_position_of_its_page() -> None:
-    page = merge_listings([[False, [row("a"), row("b")]]], 1)
+    page = merge_listings([[False, [row("a"), row("b")], True]], 1, "Counter")
     assert page.names == ["a"]
     assert next_cursor(page.cursor) == row("a")[0]
 

@@ -32,8 +32,11 @@ def test_kinds_and_statuses_keep_their_numbers() -> None:
         "GOODBYE": 11,
         "GOODBYE_ACK": 12,
         "REFUSED": 13,
+        "STREAM": 14,
+        "REPLY_ITEM": 15,
     }
     assert (protocol.STATUS_RESULT, protocol.STATUS_RAISED, protocol.STATUS_ERROR) == (0, 1, 2)
+    assert (protocol.STATUS_ITEM, protocol.STATUS_END) == (3, 4)
     assert protocol.VERSION == 1
 
 

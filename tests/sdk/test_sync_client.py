@@ -175,7 +175,7 @@ def test_ids_and_listings_are_those_of_the_asyncio_client(
     known = id_from_name("Counter", "a")
     assert client.id_from_name(Counter, "a") == client.id_from_string("Counter", str(known)) == known
     assert client.new_unique_id("Counter") != client.new_unique_id("Counter")
-    cluster.answer(lambda item: [False, [[b"\1a", known.key, "a", 100, True, None]]])
+    cluster.answer(lambda item: [False, [[b"\1a", known.key, "a", 100, True, None]], True])
     page = client.list(Counter)
     assert page.names == ["a", "a"], "each of the two workers named one"
     assert (page.entries[0].size_bytes, page.entries[0].live, page.cursor) == (100, True, None)

@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from perdure_storage.engine import Engine
 from perdure_storage.leveldb import LevelDBEngine
 from perdure_storage.memory import MemoryEngine
 from storage.storage_host import Host
+
+# The same examples in every run: a failure is of the change that was made, and can be seen again.
+settings.register_profile("deterministic", derandomize=True)
+settings.load_profile("deterministic")
 
 
 @pytest.fixture(params=["leveldb", "memory"])

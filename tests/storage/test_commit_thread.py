@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -149,12 +150,12 @@ def test_a_failed_write_in_the_thread_is_reported_and_never_acknowledged() -> No
 
 
 DYING_PROCESS = """
-import atexit, asyncio, sys
+import atexit, asyncio, os, sys
 from perdure_storage.commit import Committer
 from perdure_storage.memory import MemoryEngine
 
 def faults():
-    raise OSError(28, "No space left on device")
+    raise OSError(int(sys.argv[1]), os.strerror(int(sys.argv[1])))
 
 async def main():
     atexit.register(print, "exit handlers ran", flush=True)
@@ -172,9 +173,9 @@ asyncio.run(main())
 """
 
 
-def run_dying_process(**options: Any) -> subprocess.CompletedProcess[bytes]:
+def run_dying_process(number: int = errno.EIO, **options: Any) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-c", DYING_PROCESS],
+        [sys.executable, "-c", DYING_PROCESS, str(number)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         timeout=30,
         check=False,
@@ -183,13 +184,17 @@ def run_dying_process(**options: Any) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-def test_a_failed_write_ends_the_process_at_once_with_one_line_and_exit_code_70() -> None:
-    process = run_dying_process(stderr=subprocess.PIPE)
-    assert process.returncode == WorkerExit.WRITE_FAILED == 70
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EIO, WorkerExit.WRITE_FAILED), (errno.ENOSPC, WorkerExit.NO_SPACE)]
+)
+def test_a_failed_write_ends_the_process_at_once_with_one_line_and_an_exit_code_that_says_why(
+    number: int, code: WorkerExit
+) -> None:
+    process = run_dying_process(number, stderr=subprocess.PIPE)
+    assert process.returncode == code
     assert process.stdout == b""
-    assert process.stderr == (
-        b"perdure: commit failed, the process ends: OSError: [Errno 28] No space left on device\n"
-    )
+    line = f"perdure: commit failed, the process ends: OSError: [Errno {number}] {os.strerror(number)}\n"
+    assert process.stderr == line.encode()
 
 
 def test_a_dying_process_does_not_wait_for_a_reader_of_its_stderr() -> None:

@@ -22,6 +22,10 @@ PREFIX = keys.object_prefix(SLOT, NAMESPACE, OBJECT_ID)
 ALARM_ROW = PREFIX + keys.ALARM + b"tea"
 AT_US = 1_893_499_200_000_000
 NONCE = bytes.fromhex("0123456789abcdef")
+TARGET_ID = id_from_name(NAMESPACE, "annex").key
+SENT_US = 1_893_456_000_000_000
+SEND_ROW = PREFIX + keys.OUTBOX + b"\x00" + TARGET_ID[:16] + SENT_US.to_bytes(8, "big")
+SEND = [NAMESPACE, TARGET_ID, "annex", "increment", encode([[2], None]), 0, SENT_US // 1000, 0, None]
 
 
 def example_rows() -> dict[str, tuple[bytes, bytes]]:
@@ -33,12 +37,15 @@ def example_rows() -> dict[str, tuple[bytes, bytes]]:
         'ALARM "tea"': (ALARM_ROW, encode([AT_US, 1, AT_US // 1000, NONCE, None])),
         "number of alarms": (PREFIX + keys.ALARM, encode(1)),
         'due index, "tea"': (keys.due_key_of(AT_US // 1000, ALARM_ROW), b""),
+        "OUTBOX, a send to Counter/annex": (SEND_ROW, encode(SEND)),
+        "due index, the send": (keys.due_key_of(0, SEND_ROW), b""),
         "names index": (keys.names_key(NAMESPACE, NAME, OBJECT_ID), keys.names_value(SLOT, OBJECT_ID)),
     }
     numbers = {
         "format": (keys.FORMAT_KEY, SHARD_FORMAT),
         "epoch": (keys.EPOCH_KEY, 3),
         "commit sequence": (keys.SEQUENCE_KEY, 2),
+        "bound of the sends": (keys.SENDS_KEY, SENT_US + 60_000_000),
     }
     rows = {name: (key, seal_number(key, number)) for name, (key, number) in numbers.items()}
     return rows | {name: (key, seal(key, payload)) for name, (key, payload) in payloads.items()}

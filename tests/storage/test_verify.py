@@ -40,7 +40,10 @@ def whole_store() -> dict[bytes, bytes]:
     rows = {key: seal_number(key, 1) for key in (keys.FORMAT_KEY, keys.EPOCH_KEY, keys.SEQUENCE_KEY)}
     for name in NAMES:
         rows |= object_rows(name, id_from_name("Room", name).key)
-    return rows | object_rows(None, new_unique_id("Room").key)
+    rows |= object_rows(None, new_unique_id("Room").key)
+    for key, payload in ((ALARM, encode([5_000_000, 1, 5_000, bytes(8), None])), (DUE, b"")):
+        rows[key] = seal(key, payload)
+    return rows
 
 
 def check(rows: dict[bytes, bytes], slots: range = range(SLOTS)) -> RowsReport:
@@ -52,6 +55,8 @@ def check(rows: dict[bytes, bytes], slots: range = range(SLOTS)) -> RowsReport:
 LOBBY = id_from_name("Room", "lobby").key
 META = prefix_of(LOBBY) + keys.META
 INDEX = keys.names_key("Room", "lobby", LOBBY)
+ALARM = prefix_of(LOBBY) + keys.ALARM + b"tea"
+DUE = keys.due_key_of(5_000, ALARM)
 STRANGER = id_from_name("Room", "nobody").key
 
 
@@ -92,6 +97,18 @@ DAMAGES: dict[str, tuple[Callable[[dict[bytes, bytes]], object], str]] = {
     "a kind of the future": (lambda rows: put(rows, prefix_of(LOBBY) + b"\x40", b""), "a kind that this"),
     "a region of the future": (lambda rows: put(rows, b"\xf0later", b""), "a region that this version"),
     "no object row": (lambda rows: put(rows, keys.OBJECTS_REGION + b"\x00\x03\x01", b""), "not the key of"),
+    "an alarm that is not in the due index": (lambda rows: rows.pop(DUE), "missing in the due index"),
+    "an alarm that is due at another time": (
+        lambda rows: put(rows, ALARM, encode([7_000_000, 1, 7_000, bytes(8), None])),
+        "missing in the due index",
+    ),
+    "an alarm that is none": (lambda rows: put(rows, ALARM, encode(None)), "alarm 01"),
+    "a due row of nothing": (lambda rows: rows.pop(ALARM), "which is not stored"),
+    "no due row": (
+        lambda rows: put(rows, keys.DUE_REGION + bytes(9), b""),
+        "not the key of a row of the due",
+    ),
+    "a damaged due row": (lambda rows: flip(rows, DUE), "checksum"),
     "no names key": (lambda rows: put(rows, keys.NAMES_REGION + b"\x01a\x07", bytes(34)), "names row"),
 }
 

@@ -122,9 +122,10 @@ class Thorny(DurableObject):
         if await self.storage.get("broken"):
             raise OSError("cannot start")
 
-    async def break_and_set(self) -> None:
+    async def break_and_set(self, *names: str) -> None:
         self.storage.put("broken", True)
-        self.storage.set_alarm(at(1))
+        for name in names:
+            self.storage.set_alarm(at(1), name=name)
 
     def alarm(self, alarm: Alarm) -> None:
         self.rung += 1

@@ -25,6 +25,7 @@ from perdure.limits import Limits
 from perdure.object import DurableObject, namespace_of
 from perdure.remote_errors import load_exception
 from perdure.slotmap import Seat, SlotMap
+from perdure.streams import STOP
 from perdure_storage import keys, records
 from perdure_storage.commit import Committer
 from perdure_storage.memory import MemoryDisk, MemoryEngine
@@ -108,6 +109,42 @@ class Sent:
         return load_exception(reply[2]) if reply[1] == protocol.STATUS_RAISED else from_wire(*reply[2])
 
 
+class SentStream(Sent):
+    """A call of a streaming method; everything that has left the worker for it."""
+
+    @property
+    def replies(self) -> list[list[Any]]:
+        return self._scene.by_sequence.get((self._peer.identity, self.sequence), [])
+
+    @property
+    def items(self) -> list[Any]:
+        return [payload for _, status, payload in self.replies if status == protocol.STATUS_ITEM]
+
+    @property
+    def reply(self) -> list[Any] | None:
+        """What ended it; nothing comes after that."""
+        ends = [reply for reply in self.replies if reply[1] != protocol.STATUS_ITEM]
+        assert len(ends) <= 1, f"the stream ended more than once: {ends}"
+        assert not ends or self.replies[-1] is ends[0], f"items came after the end: {self.replies}"
+        return ends[0] if ends else None
+
+    @property
+    def count(self) -> int:
+        """What the end says of the number of items."""
+        assert self.reply is not None, "the stream has not ended"
+        assert self.reply[1] == protocol.STATUS_END, self.reply
+        count: int = self.reply[2]
+        return count
+
+    def took(self, count: int) -> None:
+        """The reader says how many items it has taken in all."""
+        self._scene.stream_news([self.sequence, count], peer=self._peer)
+
+    def leave(self) -> None:
+        """The reader does not want more."""
+        self.took(STOP)
+
+
 class Scene:
     """A worker of one process, one loop and no sockets."""
 
@@ -136,6 +173,10 @@ class Scene:
         self._held: list[Any] | None = None
         self._replies: dict[bytes, list[list[Any]]] = {}
         self.by_sequence: dict[tuple[bytes, int], list[list[Any]]] = {}
+        self.kinds: list[int] = []
+        """Of the messages with replies that have left."""
+        self.probes: list[bytes] = []
+        """Who was sent something that asks for nothing."""
         self._wanted = {"flush": False, "turns": False}
         self._home = Peer(b"", None, raw=False)
         self.loop.set_exception_handler(lambda _, context: self.loop_errors.append(context))
@@ -170,7 +211,7 @@ class Scene:
                 want_flush=lambda: self._want("flush", self._flush),
                 want_turns=lambda: self._want("turns", self._run_waiting),
                 wall_clock=wall_clock or self.wall_clock,
-                random_source=random.Random(len(self.engine.disk)),
+                randomness=random.Random(len(self.engine.disk)),
             ),
         )
 
@@ -183,7 +224,7 @@ class Scene:
 
     def _run_waiting(self) -> None:
         self._wanted["turns"] = False
-        self.host.run_waiting()
+        self.host.go_on()
         self._flush()
 
     def _on_durable(self, group: int) -> None:
@@ -192,12 +233,16 @@ class Scene:
 
     def _flush(self) -> None:
         self._wanted["flush"] = False
+        self.host.pace.end()
         self.committer.flush()
         for identity, header, body in self.peers.take_messages(codec.encode):
             if identity == b"":
                 self.loop.call_soon(self.caller.on_replies, EPOCH, body)
+            elif protocol.read_header(header).kind == protocol.STREAM:
+                self.probes.append(identity)
             else:
-                is_raw = protocol.read_header(header).kind == protocol.REPLY
+                is_raw = protocol.read_header(header).kind in (protocol.REPLY, protocol.REPLY_ITEM)
+                self.kinds.append(protocol.read_header(header).kind)
                 for reply in [codec.decode(body)] if is_raw else codec.decode(body):
                     self.replies_to(identity).append(reply)
                     self.by_sequence.setdefault((identity, reply[0]), []).append(reply)
@@ -206,7 +251,10 @@ class Scene:
         self.caller.flush(self._send_home)
 
     def _send_home(self, worker: int, epoch: int, header: bytes, body: bytes) -> bool:
-        self.loop.call_soon(self._on_home, body, protocol.read_header(header).stamp)
+        if protocol.read_header(header).kind == protocol.STREAM:
+            self.loop.call_soon(self.host.streams.on_message, b"", None, body)
+        else:
+            self.loop.call_soon(self._on_home, body, protocol.read_header(header).stamp)
         return True
 
     def _on_home(self, body: bytes, stamp: int) -> None:
@@ -315,7 +363,7 @@ class Scene:
     def listed(self, cls: Any, **options: Any) -> list[tuple[bytes, str | None]]:
         """(id, name) of the namespace's stored objects, as `client.list` finds them."""
         args = [namespace_of(cls), options.get("prefix", ""), options.get("limit", 100), b""]
-        _, rows = self.call_worker("list", args)
+        _, rows, _ = self.call_worker("list", args)
         return [(row[1], row[2]) for row in rows]
 
     # --- callers
@@ -362,6 +410,16 @@ class Scene:
         else:
             self.send(item, peer=peer, stamp_ms=stamp_ms)
         return Sent(self, peer, item[0])
+
+    def stream(self, cls: Any, name: str | ObjectId, method: str, *args: Any, **options: Any) -> SentStream:
+        """Sends a call of a streaming method."""
+        peer = options.get("peer") or self.client
+        return SentStream(self, peer, self.start(cls, name, method, *args, **options).sequence)
+
+    def stream_news(self, *rows: Any, peer: Peer | None = None) -> None:
+        """A STREAM message of a reader."""
+        peer = peer or self.client
+        self.do(self.host.streams.on_message, peer.identity, peer.origin, codec.encode([b"x" * 16, *rows]))
 
     @contextlib.contextmanager
     def one_message(self) -> Iterator[None]:

@@ -103,6 +103,18 @@ def test_a_draining_worker_starts_no_alarm_and_counts_no_failure(scene: Scene, m
         assert later.call(Bell, name, "history") == [["default", 1]]
 
 
+def test_a_draining_worker_does_not_go_on_to_the_next_alarm_of_an_object(scene: Scene) -> None:
+    scene.call(Bell, "b", "prepare", "wait")
+    scene.call(Bell, "b", "set", 1, "first")
+    scene.call(Bell, "b", "set", 1.1, "second")
+    run(scene, 2)
+    scene.do(scene.host.drain)
+    scene.resident(Bell, "b").instance.go.set()
+    run(scene, 0.1)
+    assert (scene.host.busy, scene.host.stats()["alarms_waiting"]) == (0, 0)
+    assert [row.key for row in due_rows(scene)] == [b"second"]
+
+
 def test_a_running_handler_counts_as_busy(scene: Scene) -> None:
     scene.call(Bell, "b", "prepare", "wait")
     scene.call(Bell, "b", "set", 1)

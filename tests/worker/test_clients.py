@@ -12,7 +12,7 @@ ME = b"c" * 16
 
 
 def test_a_client_tells_which_of_its_calls_have_ended() -> None:
-    client, overtaken = Clients().on_batch([ME, 1, 20, 3, 7])
+    client, overtaken = Clients().on_batch([ME, 1, 24, 20, 3, 7])
     assert not overtaken
     assert [n for n in range(1, 25) if not client.has_ended(n)] == [3, 7, 20, 21, 22, 23, 24]
     assert (client.id, client.low) == (ME, 3)
@@ -25,18 +25,18 @@ def test_a_client_that_tells_its_id_alone_has_no_ended_calls() -> None:
 
 def test_an_older_batch_changes_nothing_and_is_known_as_overtaken() -> None:
     clients = Clients()
-    clients.on_batch([ME, 5, 20])
-    client, overtaken = clients.on_batch([ME, 4, 10, 2])
+    clients.on_batch([ME, 5, 24, 20])
+    client, overtaken = clients.on_batch([ME, 4, 12, 10, 2])
     assert overtaken
     assert (client.floor, client.stragglers) == (20, ())
-    assert not clients.on_batch([ME, 5, 20])[1]
+    assert not clients.on_batch([ME, 5, 24, 20])[1]
 
 
 def test_the_longest_silent_client_is_forgotten_beyond_the_bound() -> None:
     clients = Clients(count_max=2)
     ids = [bytes([n]) * 16 for n in range(3)]
-    clients.on_batch([ids[0], 9, 5])
-    clients.on_batch([ids[1], 9, 5])
+    clients.on_batch([ids[0], 9, 9, 5])
+    clients.on_batch([ids[1], 9, 9, 5])
     clients.on_batch(ids[0])
     clients.on_batch(ids[2])
     assert len(clients) == 2
@@ -45,7 +45,7 @@ def test_the_longest_silent_client_is_forgotten_beyond_the_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [None, 5, b"short", ME.hex(), [], [ME], [ME, 1], [b"short", 1, 1], [ME, 1, "1"]]
+    "head", [None, 5, b"short", ME.hex(), [], [ME], [ME, 1], [ME, 1, 1], [b"short", 1, 1, 1], [ME, 1, 1, "1"]]
 )
 def test_what_is_no_client_is_refused(head: Any) -> None:
     with pytest.raises(TypeError):

@@ -291,7 +291,7 @@ def test_a_raise_gives_it_back(make_scene: Any) -> None:
 
 def test_the_turn_limit_ends_the_holder_and_who_waits_and_the_rest_goes_on(make_scene: Any) -> None:
     scene = make_scene(Room, limits=Limits(turn_max_s=5))
-    holder = scene.start(Room, "a", "lock", "L")
+    holder = scene.start(Room, "a", "lock", "L", timeout_ms=1_000)
     scene.advance(3)
     walker = scene.start(Room, "a", "walk", "1")
     GATES["1"].set()
@@ -309,7 +309,7 @@ def test_a_turn_that_is_cancelled_while_it_waits_does_not_get_it_later(make_scen
             return await self.lock(tag)
 
     scene = make_scene(Late, limits=Limits(turn_max_s=5))
-    waiter = scene.start(Late, "a", "lock_when", "go", "W")
+    waiter = scene.start(Late, "a", "lock_when", "go", "W", timeout_ms=1_000)
     scene.advance(2)
     holder = scene.start(Late, "a", "lock", "L")
     last = scene.start(Late, "a", "walk", "1")

@@ -295,7 +295,7 @@ def test_a_start_that_ended_well_forgets_earlier_failures(make_scene: Any, plan:
         assert isinstance(scene.start(Quick, "a", "increment").error(), RemoteError)
         scene.advance(0.2)
     assert scene.call(Quick, "a", "increment") == 1
-    assert scene.resident(Quick, "a").failures == 0
+    assert scene.resident(Quick, "a").trouble is None
 
 
 def test_on_start_can_call_other_objects(make_scene: Any, plan: Plan) -> None:

@@ -72,7 +72,7 @@ def test_a_task_that_outlives_its_turn_cannot_write_beside_other_turns(make_scen
 
 def test_a_task_of_a_turn_that_cannot_end_well_cannot_write(make_scene: Any, stage: Stage) -> None:
     scene = make_scene(Desk, limits=Limits(turn_max_s=5))
-    cut = scene.start(Desk, "a", "swallow_with_task", "late", "end")
+    cut = scene.start(Desk, "a", "swallow_with_task", "late", "end", timeout_ms=1_000)
     scene.advance(5.5)
     stage.open(scene, "late")
     assert stage.log == ["StorageError"]
@@ -176,7 +176,7 @@ def test_an_abort_in_a_later_span_or_a_task_ends_all_turns(make_scene: Any, stag
 def test_a_turn_over_its_limit_is_cancelled_and_the_others_go_on(make_scene: Any, stage: Stage) -> None:
     scene = make_scene(Desk, limits=Limits(turn_max_s=5))
     stage.open(scene, "cleaned 1")
-    old = scene.start(Desk, "a", "clean_up", "1", True)
+    old = scene.start(Desk, "a", "clean_up", "1", True, timeout_ms=1_000)
     scene.advance(3)
     young = scene.start(Desk, "a", "clean_up", "2")
     scene.advance(2.5)

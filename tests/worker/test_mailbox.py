@@ -105,7 +105,7 @@ def test_expired_calls_behind_one_that_waits_for_long_do_not_pile_up() -> None:
         call = waiting("short")
         mailbox.push(call, limits)
         mailbox.expire(call)
-    assert len(mailbox._calls) < 100
+    assert mailbox.entries < 100
     mailbox.push(waiting("last"), limits)
     assert names(mailbox) == ["long", "last"]
 
@@ -158,3 +158,103 @@ def test_the_wheel_holds_nothing_of_a_call_that_has_started() -> None:
     assert len(wheel) == 0
     assert wheel._buckets == {}
     wheel.remove(calls[0])
+
+
+# --- several clients
+
+OTHER = Peer(b"other", None, raw=False)
+THIRD = Peer(b"third", None, raw=False)
+
+
+def of(peer: Peer, name: Any, *, arrived: float = 0.0, size: int = 1, nested: bool = False) -> Waiting:
+    return Waiting(peer, [name], 10.0, arrived, size, nested=nested)
+
+
+def test_a_single_call_waits_for_one_turn_of_a_client_that_has_a_thousand_queued() -> None:
+    mailbox, limits = Mailbox(), Limits(mailbox_calls_max=2_000)
+    for number in range(1_000):
+        mailbox.push(of(PEER, number), limits)
+    mailbox.push(of(OTHER, "single"), limits)
+    assert names(mailbox)[:3] == [0, "single", 1]
+
+
+def test_clients_take_turns_and_each_keeps_its_order() -> None:
+    mailbox, limits = Mailbox(), Limits()
+    for number in range(4):
+        mailbox.push(of(PEER, f"a{number}"), limits)
+    for number in range(2):
+        mailbox.push(of(OTHER, f"b{number}"), limits)
+    mailbox.push(of(THIRD, "c0"), limits)
+    assert mailbox.next_client is PEER
+    assert names(mailbox) == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
+    assert (mailbox.count, mailbox.bytes, mailbox.entries, mailbox.next_client) == (0, 0, 0, None)
+
+
+def test_in_a_full_mailbox_the_newest_call_of_the_longest_queue_gives_way_to_who_has_less() -> None:
+    mailbox, limits = Mailbox(), Limits(mailbox_calls_max=4)
+    for number in range(4):
+        mailbox.push(of(PEER, number), limits)
+    assert [call.item for call in mailbox.push(of(OTHER, "first"), limits)] == [[3]]
+    assert [call.item for call in mailbox.push(of(OTHER, "second"), limits)] == [[2]]
+    with pytest.raises(Overloaded):  # two of four are its share of two
+        mailbox.push(of(OTHER, "third"), limits)
+    with pytest.raises(Overloaded):
+        mailbox.push(of(PEER, "mine"), limits)
+    assert names(mailbox) == [0, "first", 1, "second"]
+
+
+def test_a_call_that_a_turn_waits_for_never_gives_way() -> None:
+    mailbox, limits = Mailbox(), Limits(mailbox_calls_max=3)
+    mailbox.push(of(PEER, "free"), limits)
+    for number in range(2):
+        mailbox.push(of(PEER, number, nested=True), limits)
+    assert [call.item for call in mailbox.push(of(OTHER, "one"), limits)] == [["free"]]
+    with pytest.raises(Overloaded) as caught:  # what the other one has is no more than its share
+        mailbox.push(of(THIRD, "two"), limits)
+    assert caught.value.limit == "mailbox_calls_max"
+    assert mailbox.count == 3
+    assert {0, 1} <= set(names(mailbox))
+
+
+def test_bytes_are_shared_as_calls_are() -> None:
+    mailbox, limits = Mailbox(), Limits(mailbox_bytes_max=100)
+    for number in range(5):
+        mailbox.push(of(PEER, number, size=20), limits)
+    assert [call.item for call in mailbox.push(of(OTHER, "large", size=50), limits)] == [[4], [3], [2]]
+    assert mailbox.bytes == 90
+    with pytest.raises(Overloaded) as caught:
+        mailbox.push(of(OTHER, "more", size=20), limits)
+    assert caught.value.limit == "mailbox_bytes_max"
+    assert names(mailbox) == [0, "large", 1]
+
+
+def test_an_overloaded_mailbox_says_how_long_its_queue_will_take() -> None:
+    mailbox, limits = Mailbox(), Limits(mailbox_calls_max=10, retry_after_min_s=0.05, retry_after_max_s=10)
+    for _ in range(10):
+        mailbox.push(waiting(arrived=100.0), limits)
+
+    def asked(now: float) -> float:
+        with pytest.raises(Overloaded) as caught:
+            mailbox.push(waiting(arrived=now), limits)
+        return caught.value.retry_after
+
+    assert asked(100.0) == 0.05  # nothing is known of its turns yet
+    assert asked(100.5) == 5.0  # the one that runs has taken half a second
+    for _ in range(5):
+        mailbox.pop()
+    for _ in range(5):
+        mailbox.push(waiting(arrived=101.0), limits)
+    assert asked(101.0) == 2.0  # five turns in a second, ten are waiting
+    assert asked(1_000.0 - 841.0) == 10.0
+
+
+def test_turns_of_long_ago_count_less_than_recent_ones() -> None:
+    mailbox, limits = Mailbox(), Limits(mailbox_calls_max=10_000, retry_after_max_s=1_000)
+    now = 0.0
+    mailbox.push(waiting(arrived=now), limits)
+    for turn_s in (1.0, 0.001):
+        for _ in range(600):
+            now += turn_s
+            mailbox.push(waiting(arrived=now), limits)
+            mailbox.pop()
+    assert mailbox.wait_s(now, limits) < 0.2

@@ -42,6 +42,21 @@ class Old(DurableObject, namespace="Account"):
         await self.storage.delete_all()
 
 
+class Firmware(DurableObject):
+    """The name `version` is the class's own here."""
+
+    version: int = durable(0)
+
+    async def flash(self, version: int) -> int:
+        self.version = version
+        return self.version
+
+
+class Document(DurableObject):
+    async def version(self) -> str:
+        return "3rd edition"
+
+
 class New(DurableObject, namespace="Account"):
     """Version 2: another field for the amount, a list instead of one owner."""
 
@@ -357,3 +372,12 @@ def test_an_object_of_a_newer_version_is_refused_and_stays_as_it_is(make_scene: 
     assert "Account/a was stored by version 2 of its class, and this one has version 1" in str(error)
     assert list(disk.between(b"\x00", b"\xff")) == before
     assert back.call(Old, "b", "set", 1, "eve") is None
+
+
+def test_a_durable_field_or_a_method_named_version_works_like_any_other(
+    make_scene: Callable[..., Scene],
+) -> None:
+    scene = make_scene(Firmware, Document)
+    assert scene.call(Firmware, "f", "flash", 7) == 7
+    assert scene.fields(Firmware, "f") == {"version": 7}
+    assert scene.call(Document, "d", "version") == "3rd edition"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from perdure import DurableObject, InvalidArgument, Limits, StorageError, durable
+from perdure import Alarm, DurableObject, InvalidArgument, Limits, StorageError, durable
 from perdure.ids import new_unique_id
 from perdure_storage import keys
 from worker.host_scene import key_of
@@ -21,6 +21,13 @@ class Room(DurableObject):
     async def fill(self, rows: int, size: int) -> None:
         for number in range(rows):
             self.storage.put(f"{number:04}", bytes(size))
+
+    async def remind(self, times: dict[str, float]) -> None:
+        for name, seconds in times.items():
+            self.storage.set_alarm(seconds, name)
+
+    async def alarm(self, alarm: Alarm) -> None:
+        raise ValueError("never well")
 
     async def forget(self) -> None:
         await self.storage.delete_all()
@@ -50,7 +57,7 @@ def names(rows: list[Any]) -> list[Any]:
 
 def listed(scene: Any, *args: Any) -> list[Any]:
     """The rows of an answer after which nothing follows."""
-    more, rows = scene.call_worker("list", [*args, *["", 100, b""][len(args) - 1 :]])
+    more, rows, _ = scene.call_worker("list", [*args, *["", 100, b""][len(args) - 1 :]])
     assert more is False
     return rows
 
@@ -59,7 +66,7 @@ def all_pages(scene: Any, prefix: str, limit: int) -> list[list[Any]]:
     pages: list[list[Any]] = []
     more, after = True, b""
     while more:
-        more, rows = scene.call_worker("list", ["Room", prefix, limit, after])
+        more, rows, _ = scene.call_worker("list", ["Room", prefix, limit, after])
         assert rows or not more
         pages.append(rows)
         after = rows[-1][0] if rows else b""
@@ -104,6 +111,16 @@ def test_an_object_that_was_emptied_or_is_not_in_memory_is_listed_as_it_is_store
     assert not restarted.host.live
 
 
+def test_an_answer_says_whether_there_is_such_a_namespace(make_scene: Any) -> None:
+    assert make_scene(Room).call_worker("list", ["Room", "", 10, b""]) == [False, [], True]
+    disk = fill(make_scene).disk
+    without_room = make_scene(Other, disk=disk)
+    for prefix in ("a/", "nothing"):
+        assert without_room.call_worker("list", ["Room", prefix, 10, b""])[2] is True, "it has stored objects"
+    for namespace in ("Nope", "Roo", "Room2"):
+        assert without_room.call_worker("list", [namespace, "", 10, b""]) == [False, [], False]
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -145,6 +162,24 @@ def test_an_object_is_listed_with_its_size_on_disk_and_whether_it_is_in_memory(m
     scene.call(Room, "small", "get")
     assert {row[2]: row[4] for row in listed(scene, "Room")} == {"large": False, "small": True}
     assert [row[5] for row in listed(scene, "Room")] == [None, None]
+
+
+@pytest.mark.parametrize("rows", [0, 100])
+def test_an_object_is_listed_with_the_soonest_of_its_alarms(make_scene: Any, rows: int) -> None:
+    scene = make_scene(Room)
+    scene.call(Room, "a", "fill", rows, 10)
+    far = 4_000_000_000.0
+    scene.call(Room, "a", "remind", {"x": far + 2, "y": far + 0.25, **{f"z{n}": far + 9 for n in range(80)}})
+    scene.call(Room, "none", "set", 1)
+    assert {row[2]: row[5] for row in listed(scene, "Room")} == {"a": int(far * 1_000) + 250, "none": None}
+
+
+def test_a_dead_alarm_is_no_next_one(make_scene: Any) -> None:
+    scene = make_scene(Room, limits=Limits(alarm_retries_max=0))
+    scene.call(Room, "a", "remind", {"x": 0.0})
+    scene.advance(10)
+    scene.commit()
+    assert listed(scene, "Room")[0][5] is None
 
 
 def test_what_is_not_durable_yet_is_not_listed_as_stored(make_scene: Any) -> None:

@@ -7,6 +7,7 @@ try's answer can be told from the other's.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any
 
 import pytest
@@ -275,10 +276,10 @@ def test_what_a_client_says_has_ended_is_dropped_with_the_next_write(make_scene:
     items = [scene.item(Purse, "a", "add") for _ in range(6)]
     for number, item in enumerate(items, 1):
         floor, *stragglers = (2, 1) if number < 4 else (number, 1)
-        scene.send([number, *item[1:]], head=[ME, number, floor, *stragglers])
+        scene.send([number, *item[1:]], head=[ME, number, number, floor, *stragglers])
         scene.commit()
     assert set(windows_on_disk(scene, "a")[ME].entries) == {1, 6}
-    scene.send([7, *items[0][1:]], head=[ME, 7, 7])
+    scene.send([7, *items[0][1:]], head=[ME, 7, 7, 7])
     scene.commit()
     assert set(windows_on_disk(scene, "a")[ME].entries) == {7}
 
@@ -286,23 +287,23 @@ def test_what_a_client_says_has_ended_is_dropped_with_the_next_write(make_scene:
 def test_a_call_that_was_overtaken_by_its_retry_and_has_ended_never_runs(make_scene: Any) -> None:
     scene = make_scene(Purse, client_id=ME)
     ghost, other = scene.item(Purse, "a", "add"), scene.item(Purse, "b", "add")
-    scene.send([2, *ghost[1:]], head=[ME, 2, 1])
+    scene.send([2, *ghost[1:]], head=[ME, 2, 2, 1])
     scene.commit()
-    scene.send([3, *other[1:]], head=[ME, 3, 3])
+    scene.send([3, *other[1:]], head=[ME, 3, 3, 3])
     scene.commit()
-    late = again(scene, [2, *ghost[1:]], head=[ME, 1, 1])
+    late = again(scene, [2, *ghost[1:]], head=[ME, 1, 2, 1])
     assert isinstance(late.error(), OutcomeUnknown)
     scene.commit()
     assert scene.fields(Purse, "a") == {"coins": 1}
-    slow = again(scene, [1, *ghost[1:]], head=[ME, 1, 1])
+    slow = again(scene, [1, *ghost[1:]], head=[ME, 1, 2, 1])
     assert isinstance(slow.error(), OutcomeUnknown), "its deadline has passed: nobody waits for it"
 
 
 def test_a_straggler_of_an_older_batch_still_runs(make_scene: Any) -> None:
     scene = make_scene(Purse, client_id=ME)
     item = scene.item(Purse, "a", "add")
-    scene.send([9, *item[1:]], head=[ME, 9, 9, 2])
-    retry = again(scene, [2, *item[1:]], head=[ME, 8, 2])
+    scene.send([9, *item[1:]], head=[ME, 9, 9, 9, 2])
+    retry = again(scene, [2, *item[1:]], head=[ME, 8, 8, 2])
     scene.commit()
     assert retry.result() == 2
 
@@ -356,6 +357,33 @@ def test_windows_that_nobody_uses_leave_memory_and_come_back(make_scene: Any) ->
     assert [again(scene, item).result() for item in items] == [1] * 20
 
 
+def test_of_a_client_that_tells_only_records_that_left_memory_are_read_again(make_scene: Any) -> None:
+    scene = make_scene(Purse, client_id=ME)
+    reads: list[bytes] = []
+    get = scene.engine.get
+    scene.engine.get = lambda key: (reads.append(key), get(key))[1]
+
+    def send(sequence: int, low: int, name: str) -> None:
+        item = [sequence, *scene.item(Purse, name, "add")[1:]]
+        scene.send(item, head=[ME, next(flushes), sequence, low])
+        scene.commit()
+
+    flushes = iter(range(1, 1_000))
+    send(1, 1, "a")
+    assert len(reads) == 1, "an earlier incarnation may have recorded it"
+    send(2, 2, "b")
+    send(3, 3, "c")
+    assert len(reads) == 1, "all calls from before have ended: there is nothing to find"
+    for _ in range(4):
+        scene.advance(2.5)
+    assert len(scene.host.windows) == 0
+    retry = again(scene, [3, *scene.item(Purse, "c", "add")[1:]], head=[ME, next(flushes), 3, 3])
+    assert retry.result() == 1
+    assert len(reads) == 2
+    send(4, 4, "d")
+    assert len(reads) == 2
+
+
 def test_a_window_in_use_stays_in_memory(make_scene: Any) -> None:
     scene = make_scene(Purse)
     item = scene.item(Purse, "a", "add_slowly")
@@ -385,19 +413,25 @@ def test_windows_in_memory_are_bounded_also_at_one_object(make_scene: Any) -> No
 def test_expired_rows_are_deleted_as_new_clients_come(make_scene: Any) -> None:
     now = [1_000_000.0]
     scene = make_scene(Purse, wall_clock=lambda: now[0])
-    for number in range(64):
-        scene.send(scene.item(Purse, "a", "add"), head=[number.to_bytes(1, "big") * 16, 1, 1])
+
+    ids = [hashlib.blake2b(b"%d" % number, digest_size=16).digest() for number in range(600)]
+
+    def come(clients: list[bytes]) -> None:
+        for client in clients:
+            scene.send(scene.item(Purse, "a", "add"), head=[client, 1, 1, 1])
+            scene.commit()
+        for _ in range(4):
+            scene.advance(2.5)
+
     scene.send(scene.item(Purse, "a", "add"), head=b"comes back later")
-    scene.commit()
-    assert len(windows_on_disk(scene, "a")) == 65
-    for _ in range(4):
-        scene.advance(2.5)
+    come(ids[:100])
+    assert len(windows_on_disk(scene, "a")) == 101
     now[0] += Limits.reply_ttl_s + 1
-    for number in range(64, 128):
-        scene.send(scene.item(Purse, "a", "add"), head=[number.to_bytes(1, "big") * 16, 1, 1])
-        scene.commit()
-    assert len(windows_on_disk(scene, "a")) == 65
-    assert b"comes back later" in windows_on_disk(scene, "a"), "who does not tell may retry for a day"
+    come(ids[100:])
+    left = set(windows_on_disk(scene, "a"))
+    assert not left & set(ids[:100])
+    assert left >= set(ids[100:])
+    assert b"comes back later" in left, "who does not tell may retry for a day"
 
 
 def test_a_damaged_window_fails_its_clients_calls_alone(make_scene: Any) -> None:

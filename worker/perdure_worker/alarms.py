@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from perdure.converter import describe_error
 from perdure.errors import StorageError
 from perdure_storage import keys
 from perdure_storage.keys import DueRow
@@ -199,7 +200,7 @@ class AlarmTurn(SystemTurn):
         """See `SystemTurn.failed`."""
         if self._begun and resident.storage is not None:
             resident.storage._forget_alarm()
-        if self._begun or resident.start_error is not None:
+        if self._begun or (resident.trouble is not None and resident.trouble.error is not None):
             try:
                 self._alarms.count_failure(self._due, resident, self._text(error))
             except StorageError as damage:
@@ -213,12 +214,7 @@ class AlarmTurn(SystemTurn):
         self._alarms.over(self._due)
 
     def _text(self, error: BaseException) -> str:
-        try:
-            said = str(error)
-        except Exception:  # a user's class that cannot even be shown
-            said = "(its text cannot be made)"
-        text = f"{type(error).__name__}: {said}"[: self._alarms.host.limits.alarm_error_chars]
-        return text.encode(errors="replace").decode()
+        return describe_error(error)[: self._alarms.host.limits.alarm_error_chars]
 
 
 def _no_handler(instance: Any, alarm: Any) -> None:

@@ -6,10 +6,20 @@ refusal, which says that nothing happened, waits for nothing.  Runs in the worke
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import Any, cast
 
 from perdure import codec, protocol
-from perdure.errors import Overloaded, PerdureError, StorageError, to_wire
+from perdure.converter import describe_error
+from perdure.errors import (
+    InvalidArgument,
+    MessageTooLarge,
+    NotExecuted,
+    Overloaded,
+    PerdureError,
+    StorageError,
+    to_wire,
+)
 from perdure.remote_errors import dump_exception
 from perdure_worker.gates import Gate
 from perdure_worker.peers import Peer
@@ -17,13 +27,20 @@ from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.system_turns import SystemTurn
 
-__all__ = ["Answers", "LARGE_REPLY_BYTES"]
+__all__ = ["Answers", "LARGE_REPLY_BYTES", "ResultTooLarge"]
 
+log = logging.getLogger("perdure.worker")
+
+_STATE = ("registered", "args", "attributes")
 LARGE_REPLY_BYTES = 16 * 1024
 """Replies from this size on are counted in bytes; of smaller ones a tick's fit into memory anyway."""
 _READ_FIRST_S = 0.1
 """A caller that reads has taken what waits for it by then."""
 _SEQUENCE_BITS = (1 << 64) - 1
+
+
+class ResultTooLarge(MessageTooLarge):
+    """The result of a turn is over the limit, and all that the turn did was undone.  Travels as its base."""
 
 
 class Answers:
@@ -49,6 +66,12 @@ class Answers:
         if len(reply) > LARGE_REPLY_BYTES:
             self.peers.add_large(len(reply))
 
+    def reply_item(self, peer: Peer, sequence: int, reply: bytes) -> None:
+        """As `reply`, for one item of a stream."""
+        self.reply(peer, sequence, reply)
+        if peer.raw:
+            peer.sequences[-1] = ~peer.sequences[-1]
+
     def refuse(self, peer: Peer | SystemTurn, sequence: int, error: PerdureError) -> None:
         """The call did not run; its answer waits for nothing."""
         if isinstance(peer, SystemTurn):
@@ -69,24 +92,40 @@ class Answers:
 
     def error_reply(self, sequence: int, error: PerdureError) -> bytes:
         """What `refuse` sends."""
-        return self._pack([sequence, protocol.STATUS_ERROR, to_wire(error)])
+        try:
+            return self._pack([sequence, protocol.STATUS_ERROR, to_wire(error)])
+        except BaseException:  # what a user's validator raised may be of a class of the user's
+            plain = NotExecuted("the call did not run, and its error cannot be shown")
+            return self._pack([sequence, protocol.STATUS_ERROR, to_wire(plain)])
 
     def reply_failure(
         self, resident: Resident, peer: Peer | SystemTurn, sequence: int, error: BaseException
     ) -> None:
-        """The turn raised; the answer waits for what the object committed before."""
+        """The turn raised; the answer waits for what the object committed before.  Never raises."""
         if isinstance(peer, SystemTurn):
-            peer.failed(resident, error)
+            self._tell_system(resident, peer, error)
             return
-        if isinstance(error, StorageError) and resident.instance is None:
-            reply = codec.encode([sequence, protocol.STATUS_ERROR, to_wire(error)])
+        kind = type(error)  # isinstance would ask a user's __class__
+        if kind is ResultTooLarge or (issubclass(kind, StorageError) and resident.instance is None):
+            reply = self.error_reply(sequence, cast(PerdureError, error))
         else:
             raised = dump_exception(error, resident.label, with_traceback=self._tracebacks)
-            reply = codec.encode([sequence, protocol.STATUS_RAISED, raised])
+            try:
+                reply = codec.encode([sequence, protocol.STATUS_RAISED, raised])
+            except InvalidArgument:  # its attributes are nested as deep as a message may be
+                facts = {name: raised[name] for name in raised if name not in _STATE}
+                reply = codec.encode([sequence, protocol.STATUS_RAISED, facts])
         if resident.ticket > self.durable:
             self.gate.hold(resident.ticket, (self._reply, peer, sequence, reply))
         else:
             self.reply(peer, sequence, reply)
+
+    def _tell_system(self, resident: Resident, turn: SystemTurn, error: BaseException) -> None:
+        try:
+            turn.failed(resident, error)
+        except BaseException as raised:
+            told = {"object": resident.label, "turn": turn.title, "error": describe_error(raised)}
+            log.error("the failure of a turn could not be noted", extra=told)
 
     def reply_value(self, peer: Peer, sequence: int, value: Any) -> None:
         """The answer of the worker itself to `list` and `stats`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
+from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from perdure import codec
@@ -18,11 +19,12 @@ from perdure.ids import ObjectId
 from perdure.methods import Method
 from perdure.object import namespace_of
 from perdure.plain import SCALARS
+from perdure.streams import Stream
 from perdure.stub import Call, Stub, Target, make_target
 from perdure_worker.clients import Request, nested_path
 from perdure_worker.interleaving import Exclusive
 from perdure_worker.object_outbox import ObjectOutbox
-from perdure_worker.turns import CURRENT, TURN_CHAIN, TURN_DEADLINE, TURN_REQUEST
+from perdure_worker.turns import CURRENT, TURN_CHAIN, TURN_DEADLINE, TURN_METHOD, TURN_REQUEST
 
 if TYPE_CHECKING:
     from perdure.object import Storage
@@ -122,6 +124,18 @@ class HostCell:
             )
         return Call(self._call(target, method, args, kwargs, spec))
 
+    def start_stream(
+        self,
+        target: Target,
+        method: str,
+        args: list[Any],
+        kwargs: dict[str, Any] | None,
+        spec: Method | None,
+    ) -> Stream[Any]:
+        """See `perdure.stub.Sender`; the call is sent as any other."""
+        call = self.start(target, method, args, kwargs, spec)
+        return call.stream(self._host.caller.streams.leave)
+
     def refuse(self, error: PerdureError) -> Call[Any]:
         """A call that failed before it was sent."""
         future = self._host.loop.create_future()
@@ -134,6 +148,9 @@ class HostCell:
         host, resident = self._host, self._resident
         host.commit_point(resident)
         turn = CURRENT.get()
+        turn_method, turn_deadline = turn[TURN_METHOD], turn[TURN_DEADLINE]
+        if turn_method is not None and turn_method.is_generator:
+            turn_deadline = inf  # a stream may go on for ever, each of its items is bounded
         request: Request | None = None
         if (parent := turn[TURN_REQUEST]) is not None:  # a turn that runs again repeats the ids
             progress = host.progress_of(turn)
@@ -144,7 +161,7 @@ class HostCell:
         if resident.inside is not None:
             link.append(resident.inside.number_of(turn))
         chain: list[list[Any]] = [*(turn[TURN_CHAIN] or []), link]
-        deadline = min(host.clock() + target.timeout_s, turn[TURN_DEADLINE])
+        deadline = min(host.clock() + target.timeout_s, turn_deadline)
         if resident.ticket > host.durable and not (kwargs is None and SCALARS.issuperset(map(type, args))):
             # It leaves later, but with the arguments as they are now.
             args, kwargs = codec.decode(codec.encode([args, kwargs]))

@@ -11,7 +11,7 @@ from typing import Any
 
 from perdure.limits import Limits
 
-__all__ = ["CLIENT_ID_BYTES", "Client", "Clients", "Request", "nested_path", "read_context"]
+__all__ = ["CLIENT_ID_BYTES", "Client", "Clients", "Request", "labels_of", "nested_path", "read_context"]
 
 CLIENT_ID_BYTES = 16
 _WIDE = 0xFFFF
@@ -30,7 +30,7 @@ Request = tuple[Any, ...]
 class Client:
     """One client as this worker knows it."""
 
-    __slots__ = ("floor", "flush", "id", "low", "stragglers")
+    __slots__ = ("floor", "flush", "id", "last", "low", "settled", "since", "stragglers")
 
     def __init__(self, client_id: bytes) -> None:
         self.id = client_id
@@ -41,6 +41,17 @@ class Client:
         self.stragglers: tuple[int, ...] = ()
         self.low = 0
         """All calls below it have ended."""
+        self.last = 0
+        """Its latest call."""
+        self.since = 0
+        """The last of those calls whose records may be on disk and not in memory."""
+        self.settled = False
+        """Whether all of those have ended."""
+
+    def unsettle(self, sequence: int) -> None:
+        """Records of calls up to the latest, or to `sequence`, leave memory."""
+        self.since = max(self.since, self.last, sequence)
+        self.settled = self.low > self.since
 
     def has_ended(self, sequence: int) -> bool:
         """Whether the client does not wait for this call any more, and will not send it again."""
@@ -64,18 +75,26 @@ class Clients:
         """
         if type(head) is bytes:
             return self._get(head), False
-        if type(head) is not list or len(head) < 3 or not set(map(type, head[1:])) <= {int}:
-            raise TypeError("a client is 16 bytes, or a list of them, a flush number, a floor and stragglers")
+        if type(head) is not list or len(head) < 4 or not set(map(type, head[1:])) <= {int}:
+            raise TypeError("a client is 16 bytes, or a list of them and at least three numbers")
         client = self._get(head[0])
         flush = head[1]
         if flush < client.flush:
             return client, True
         if flush > client.flush:
+            client.last = head[2]
+            if not client.flush:  # former incarnations may have recorded its calls
+                client.since = client.last
             client.flush = flush
-            client.floor = head[2]
-            client.stragglers = tuple(head[3:])
-            client.low = min(head[2:])
+            client.floor = head[3]
+            client.stragglers = tuple(head[4:])
+            client.low = min(head[3:])
+            client.settled = client.low > client.since
         return client, False
+
+    def find(self, client_id: bytes) -> Client | None:
+        """The client, if it called lately."""
+        return self._clients.get(client_id)
 
     def _get(self, client_id: Any) -> Client:
         client = self._clients.get(client_id)
@@ -114,3 +133,10 @@ def nested_path(path: bytes, ordinal: int) -> bytes:
     if ordinal < _WIDE:
         return path + ordinal.to_bytes(2, "big")
     return path + _WIDE.to_bytes(2, "big") + ordinal.to_bytes(4, "big")
+
+
+def labels_of(chain: Any) -> list[str]:
+    """The objects of a chain as text; `TypeError` for what is no chain."""
+    if type(chain) is not list or not all(type(entry) is list and len(entry) in (2, 3) for entry in chain):
+        raise TypeError("a chain is a list of [id, label] and [id, label, number of the turn]")
+    return [str(entry[1]) for entry in chain]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 __all__ = ["WorkerConfig"]
 
@@ -34,6 +35,12 @@ class WorkerConfig:
     """Whether callers get remote tracebacks."""
     idle_evict_s: float
     live_objects_max: int
+    marks: int = -1
+    """Descriptor of the memory where the worker notes what it runs; -1 for none."""
+    blame: dict[str, Any] | None = None
+    """What the death of the incarnation before is blamed on, as `quarantine.Blame` has it."""
+    first: bool = True
+    """Whether this is the worker's first incarnation in this `perdure run`."""
 
     @staticmethod
     def from_json(text: str) -> WorkerConfig:

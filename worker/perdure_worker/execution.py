@@ -19,25 +19,30 @@ from contextvars import Context, copy_context
 from functools import partial
 from sys import getrefcount
 from types import CoroutineType
-from typing import Any
+from typing import Any, cast
 
 from perdure import codec, protocol
 from perdure.codec import SCALARS
+from perdure.converter import describe_error
 from perdure.errors import InvalidArgument, MessageTooLarge, PerdureError
 from perdure.methods import Method
 from perdure_worker import migrations
-from perdure_worker.answers import LARGE_REPLY_BYTES
+from perdure_worker.answers import LARGE_REPLY_BYTES, ResultTooLarge
 from perdure_worker.cell import Aborted
 from perdure_worker.clients import Request
 from perdure_worker.interleaving import run_beside
+from perdure_worker.marks import MARK
+from perdure_worker.pace import Pace
 from perdure_worker.peers import Peer
-from perdure_worker.resident import Resident
+from perdure_worker.resident import Resident, StartTrouble
 from perdure_worker.retries import Retries
 from perdure_worker.settings import Collaborators, HostSettings
+from perdure_worker.streams import StreamEnd, Streams
 from perdure_worker.system_turns import SystemTurn
 from perdure_worker.threads import BlockingThreads
 from perdure_worker.turns import (
     CURRENT,
+    TURN_DEADLINE,
     TURN_METHOD,
     TURN_PEER,
     TURN_REQUEST,
@@ -81,7 +86,11 @@ class Execution(Retries):
         self._spare = TurnTask(parts.loop)
         self._spare_references = 0
         """References to a spare that nobody kept and nobody touched."""
-        self._threads = BlockingThreads(parts.loop)
+        self.pace = Pace(settings.limits.start_batch_s, parts.clock, parts.want_turns)
+        self._threads = BlockingThreads(parts.loop, parts.marks, settings.limits.blocking_threads_max)
+        self.marks = parts.marks
+        self._note, self._page = MARK.pack_into, parts.marks.page
+        self.streams = Streams(self)
 
     @abstractmethod
     def on_idle(self, resident: Resident) -> None:
@@ -116,6 +125,7 @@ class Execution(Retries):
         try:
             self._context.run(run, *args)
         finally:
+            self.marks.end()
             leave(self.loop, self._spare)
 
     def _replace_spare(self) -> TurnTask:
@@ -141,12 +151,13 @@ class Execution(Retries):
     ) -> None:
         """Runs a turn to its end or first suspension.  Within `in_turns`; never raises."""
         turn: Turn = (peer, sequence, method, deadline, chain, request)
+        self._note(self._page, 0, method.mark, resident.key)  # as Marks.begin, without the call
         try:
             arguments, keywords = method.bind(args, kwargs)
         except BaseException as error:  # users' constructors and validators run here
-            if not isinstance(error, PerdureError):
-                error = InvalidArgument(f"{method.title}: an argument raised {type(error).__name__}")
-            self.refuse(peer, sequence, error)
+            refusal = InvalidArgument(f"{method.title}: an argument raised {describe_error(error)}")
+            ours = issubclass(type(error), PerdureError)  # isinstance would ask a user's __class__
+            self.refuse(peer, sequence, cast(PerdureError, error) if ours else refusal)
             self.on_idle(resident)
             return
         self.turns += 1
@@ -154,8 +165,13 @@ class Execution(Retries):
             run_beside(self, resident, turn, method.function, (resident.instance, *arguments), keywords)
             return
         resident.turn = turn
-        body = partial(self._threads.run, method.function) if method.blocking else method.function
+        body = method.function if method.plain else self._body(resident, turn, method)
         self._step(resident, turn, body, (resident.instance, *arguments), keywords)
+
+    def _body(self, resident: Resident, turn: Turn, method: Method) -> Callable[..., Any]:
+        if method.is_generator:
+            return partial(self.streams.produce, resident, turn)
+        return partial(self._threads.run, method.function)
 
     def _step(
         self,
@@ -199,6 +215,7 @@ class Execution(Retries):
         self, resident: Resident, turn: Turn, coroutine: Any, context: Context, yielded: Any
     ) -> None:
         task = self._replace_spare()
+        task.marks, task.mark, task.pace = self.marks, self.marks.current(), self.pace
         task.turn = (resident, turn, self.loop.call_later(self.limits.turn_max_s, self._cut, task))
         if turn[TURN_METHOD] is not None:
             self.windows.suspended(resident, turn, turn[TURN_REQUEST])
@@ -209,6 +226,12 @@ class Execution(Retries):
     def _cut(self, task: TurnTask) -> None:
         # Again and again, should the method swallow the cancellation; it cannot end well any more.
         resident, turn, _ = task.turn
+        left_s = turn[TURN_DEADLINE] - self.clock()  # its caller waits for longer than turns usually run
+        if self.streams:
+            left_s = max(left_s, self.streams.time_left(turn))
+        if left_s > 0:
+            task.turn = (resident, turn, self.loop.call_later(left_s, self._cut, task))
+            return
         log.warning(
             "a turn reached its limit and is cancelled",
             extra={"object": resident.label, "method": _title(turn)},
@@ -227,14 +250,16 @@ class Execution(Retries):
         if turn[TURN_METHOD] is not None:
             self.windows.ended(resident, turn[TURN_REQUEST])
         self.touch(resident)
-        if failure is None:
-            self.in_turns(self._finish, resident, turn, result)
-        else:
-            self.in_turns(self._fail, resident, turn, failure)
-        if resident.inside is not None:
-            resident.inside.leave(turn)
-        self.run_waiting()
-        self.want_flush()
+        try:
+            if failure is None:
+                self.in_turns(self._finish, resident, turn, result)
+            else:
+                self.in_turns(self._fail, resident, turn, failure)
+        finally:
+            if resident.inside is not None:
+                resident.inside.leave(turn)
+            self.run_waiting()
+            self.want_flush()
 
     def _finish(self, resident: Resident, turn: Turn, result: Any) -> None:
         peer, sequence, method, _, _, _ = turn
@@ -245,6 +270,9 @@ class Execution(Retries):
         try:
             kind = type(result)
             if kind is not method.result_exact:
+                if kind is StreamEnd:
+                    self.streams.finish(resident, turn, result)
+                    return
                 result = method.dump_result(result)
                 kind = type(result)
             if kind in _PLAIN:
@@ -252,7 +280,7 @@ class Execution(Retries):
             else:
                 reply = b"\x93" + self._pack(sequence) + b"\x00" + codec.encode(result)
             if len(reply) > self._large_reply_bytes:
-                self._on_large(len(reply))
+                self.check_size(reply, turn)
             # As `_changes`, without the call (0.05 µs).
             changes = resident.changed_fields(self._pack, self._value_bytes_max)
             if changes is None and resident.storage is not None and resident.storage._dirty:
@@ -300,7 +328,9 @@ class Execution(Retries):
         try:
             body = work.begin(resident)
         except PerdureError as error:  # its rows are damaged
-            log.error("a handler cannot run", extra={"object": resident.label, "error": str(error)})
+            log.error(
+                "a handler cannot run", extra={"object": resident.label, "error": describe_error(error)}
+            )
             body = None
         if body is None:
             self.on_idle(resident)
@@ -328,25 +358,32 @@ class Execution(Retries):
         self.on_idle(resident)
         work.ended(resident)
 
-    def _on_large(self, size: int) -> None:
-        if size > self._message_bytes_max:
-            raise MessageTooLarge(
-                f"the result has {size} bytes encoded; the limit is {self._message_bytes_max}",
-                size=size,
-                limit=self._message_bytes_max,
-            )
-        self.pace_large_replies(size)
+    def check_size(self, reply: bytes, turn: Turn) -> None:
+        """Raises `MessageTooLarge` for what cannot travel, and has many large replies wait for the disk."""
+        size, limit = len(reply), self._message_bytes_max
+        if size <= limit:
+            if size > self._large_reply_bytes:
+                self.pace_large_replies(size)
+            return
+        text = f"the result of {turn[TURN_METHOD].title} has {size} bytes encoded; the limit is {limit}"
+        progress = self.progress.get(id(turn))
+        if turn[TURN_METHOD].is_generator or (progress is not None and (progress.wrote or progress.calls)):
+            # Then "nothing happened" would not be true.
+            text += "; what it did up to its last commit point stays"
+            raise MessageTooLarge(text, size=size, limit=limit)
+        raise ResultTooLarge(f"{text}; what the method did was undone", size=size, limit=limit)
 
     def _fail(self, resident: Resident, turn: Turn, error: BaseException) -> None:
+        # Never raises: whatever users' classes do on the way, the object is free again and answers leave.
         progress = self.progress.pop(id(turn), None)
         if resident.doomed is not None:
             error, resident.doomed = resident.doomed, None
-        over = isinstance(error, Aborted)
+        over = type(error) is Aborted  # isinstance would ask a user's __class__
+        stuck: BaseException | None = None
         try:
             self.discard(resident)
-        except BaseException:  # a user's class refuses the value that it saved itself
-            log.exception("an object's fields cannot be put back", extra={"object": resident.label})
-            over = True
+        except BaseException as raised:  # a user's class refuses the value that it saved itself
+            stuck, over = raised, True
         peer = turn[TURN_PEER]
         if peer is None:
             self._start_failed(resident, migrations.explain(resident, turn, error))
@@ -360,6 +397,9 @@ class Execution(Retries):
             self.end_incarnation(resident, error)
         else:
             self.on_idle(resident)
+        if stuck is not None:
+            told = {"object": resident.label, "error": describe_error(stuck)}
+            log.error("an object's fields cannot be put back", extra=told)
 
     # --- the life of an incarnation
 
@@ -382,7 +422,8 @@ class Execution(Retries):
         now = self.clock()
         resident.turn = turn = (None, 0, None, now + self.limits.turn_max_s, chain, None)
         resident.used = now
-        resident.start_error = None
+        if resident.trouble is not None:
+            resident.trouble.error = None
         self._start_behind_gate(resident, turn, None)
 
     def _start_behind_gate(self, resident: Resident, turn: Turn, _: None) -> None:
@@ -400,6 +441,7 @@ class Execution(Retries):
 
     def _start(self, resident: Resident, turn: Turn) -> None:
         begin = resident.cls.begin
+        self.marks.begin(resident.cls.start_mark, resident.key)
         try:
             if migrations.load(self, resident, turn):
                 return
@@ -424,19 +466,21 @@ class Execution(Retries):
             self._join(resident, changes)
         self.progress.pop(id(turn), None)
         resident.turn = None
-        resident.failures = 0
+        resident.trouble = None
         self.on_idle(resident)
 
     def _start_failed(self, resident: Resident, error: BaseException) -> None:
         # The next call tries again at once, later ones with growing pauses.
-        doublings = min(resident.failures - 1, _START_DOUBLINGS_MAX)
-        pause = _START_PAUSE_S * 2**doublings if resident.failures else 0.0
-        resident.failures += 1
-        resident.retry_at = self.clock() + min(pause, self.limits.start_backoff_max_s)
-        resident.start_error = error
+        trouble = resident.trouble = resident.trouble or StartTrouble()
+        doublings = min(trouble.failures - 1, _START_DOUBLINGS_MAX)
+        pause = _START_PAUSE_S * 2**doublings if trouble.failures else 0.0
+        trouble.failures += 1
+        trouble.retry_at = self.clock() + min(pause, self.limits.start_backoff_max_s)
+        trouble.error = error
         resident.turn = None
-        log.warning("an object could not start", extra={"object": resident.label, "error": repr(error)[:500]})
         self.end_incarnation(resident, error)
+        told = {"object": resident.label, "error": describe_error(error)}
+        log.warning("an object could not start", extra=told)
 
     def end_incarnation(self, resident: Resident, error: BaseException) -> None:
         """Drops the instance; every waiting call of the object gets this error."""

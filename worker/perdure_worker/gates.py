@@ -56,5 +56,5 @@ class Gate:
             for function, first, second, third in held.pop(ticket):
                 try:
                     function(first, second, third)
-                except Exception:
+                except BaseException:  # an argument of a call that left, of a user's class, may raise any
                     log.exception("an output that waited for a commit could not leave")

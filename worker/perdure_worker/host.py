@@ -14,33 +14,32 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import deque
-from itertools import islice
 from typing import Any
 
 from perdure import codec, protocol
+from perdure.converter import describe_error
 from perdure.errors import (
-    DeadlineExceeded,
-    DeadlockError,
     InvalidArgument,
+    OutcomeUnknown,
+    Overloaded,
     PerdureError,
     ShardUnavailable,
-    UnknownMethod,
-    UnknownNamespace,
 )
 from perdure.ids import id_from_name, is_id_of, slot_of
-from perdure.methods import Method
 from perdure_storage.snapshot import close_abandoned
-from perdure_worker.clients import Client, Clients, Request, read_context
-from perdure_worker.interleaving import can_start, goes_first, joins_its_caller
+from perdure_worker.clients import Client, Request, labels_of, read_context
+from perdure_worker.fairness import RoundRobin
+from perdure_worker.intake import PORTION, Intake, readable_items
+from perdure_worker.interleaving import can_start, goes_first
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
+from perdure_worker.pace import LOOKS_APART_MAX
 from perdure_worker.peers import Peer
+from perdure_worker.refusals import Refusals
 from perdure_worker.registry import ObjectClass
 from perdure_worker.resident import Resident
 from perdure_worker.retries import named_request
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.system_turns import SystemTurn
-from perdure_worker.system_work import SystemWork
 from perdure_worker.worker_methods import call_worker
 
 __all__ = ["Host"]
@@ -53,24 +52,20 @@ _CONTEXT = protocol.Item._fields.index("context")
 _ITEM_ELEMENTS = len(protocol.Item._fields)
 _AVERAGED_BYTES_MAX = 64 * 1024
 """Up to this size of a message, each waiting call in it counts as the average of them."""
-_EVICTIONS_MAX = 2_048
-"""Idle objects that are looked at in one go, so that a loop never stands still for long."""
-_EVICTION_LOOKS_MAX = 32
-"""Least recently used objects that are looked at to make room for a new one."""
 
 
-class Host(SystemWork):
+class Host(Refusals):
     """All objects of one worker."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
         super().__init__(settings, parts)
-        self.idle_evict_s = settings.idle_evict_s
-        self.live_objects_max = settings.live_objects_max
         self.malformed = 0
+        self.quarantine = parts.quarantine
         self._timeout_s = settings.limits.call_timeout_s
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
-        self._clients = Clients()
-        self._runnable: deque[Resident] = deque()
+        self._intake = Intake(settings.limits, parts.clock)
+        self._at_once = 1  # calls between two looks at the clock: few while the last ones took long
+        self._runnable: RoundRobin[Resident] = RoundRobin()
         self._expiry = ExpiryWheel(parts.clock())
         self._unknown_fields: set[tuple[str, str]] = set()
 
@@ -85,7 +80,7 @@ class Host(SystemWork):
         if type(items) is not list or not items or len(items) > self.limits.batch_calls_max:
             raise InvalidArgument("a batch is a list: the client, then at most 4,095 calls")
         try:
-            client, overtaken = self._clients.on_batch(items[0])
+            client, overtaken = self.clients.on_batch(items[0])
         except TypeError as error:
             raise InvalidArgument(f"a batch begins with its client: {error}") from None
         if overtaken:
@@ -100,12 +95,49 @@ class Host(SystemWork):
     def _on_items(
         self, peer: Peer, client: Client, items: list[Any], base: float, now: float, size: int | None
     ) -> None:
-        for item in islice(items, 1, None):
-            try:
-                self._on_call(peer, client, item, base, now, size)
-            except _MALFORMED:
-                self._on_malformed(peer, client, item, base, now, size)
-        self._run_waiting(now)
+        until = self.pace.until or self.pace.begin(now)
+        start = 1
+        if len(items) <= PORTION and now < until and not self._intake:
+            start = self._look_at(peer, client, items, start, base, now, size, until)
+        if start < len(items):
+            self._intake.add(peer, client, items, start, base, size)
+            self._take_in(self.clock(), until)
+        if self._runnable:
+            self._run_waiting(self.clock(), until)
+
+    def _take_in(self, now: float, until: float) -> None:
+        if self._intake.take(self._look_at, now, until):
+            self.want_turns()
+
+    def _look_at(
+        self,
+        peer: Peer,
+        client: Client,
+        items: list[Any],
+        start: int,
+        base: float,
+        now: float,
+        size: int | None,
+        until: float,
+    ) -> int:
+        """Takes calls, about a portion and one at least; the index of the first that is left."""
+        count, enough, step = len(items), start + PORTION, self._at_once
+        while start < enough:
+            for item in items[start : start + step]:
+                try:
+                    self._on_call(peer, client, item, base, now, size)
+                except BaseException as error:  # of one call, and none of the others'
+                    self._on_odd_call(peer, client, item, base, now, size, error)
+            start += step
+            if start >= count:
+                return count
+            if self.clock() >= until:
+                self._at_once = 1
+                return start
+            if step < LOOKS_APART_MAX:
+                step *= 2
+        self._at_once = step
+        return start
 
     def _on_call(
         self, peer: Peer, client: Client, item: Any, base: float, now: float, size: int | None
@@ -158,7 +190,7 @@ class Host(SystemWork):
         else:
             if size is None:
                 size = len(codec.encode(item))
-            self._wait(resident, Waiting(peer, item, deadline, now, size, request))
+            self._wait(resident, Waiting(peer, item, deadline, now, size, request, nested=bool(chain)))
 
     def _read_context(self, context: Any, request: Request, item: list[Any]) -> tuple[Any, Request]:
         """The chain, which takes the context's place in the item, and the request id."""
@@ -169,40 +201,6 @@ class Host(SystemWork):
         if not of_another[2]:  # no turn's call: it has an id that its caller has chosen
             return chain, named_request(of_another, *item[4:7])
         return chain, of_another
-
-    def _refusal(
-        self, resident: Resident, namespace: Any, method_name: Any, method: Method | None, chain: Any
-    ) -> PerdureError | None:
-        if type(namespace) is not str or namespace not in self.classes:
-            return self._unknown_namespace(namespace)
-        if resident.cls.namespace != namespace:
-            return InvalidArgument(
-                f"this id belongs to namespace {resident.cls.namespace!r}, not {namespace!r}"
-            )
-        if method is None:
-            return self._unknown_method(resident.cls.namespace, method_name)
-        if not chain:
-            return self._stopping() if self.draining else None
-        labels = _labels(chain)
-        for index, entry in enumerate(chain):
-            # An object without a running turn waits for nothing: it did not await the call, and has ended.
-            if (
-                entry[0] == resident.key
-                and resident.turn is not None
-                and not joins_its_caller(resident, method, entry)
-            ):
-                cycle = [*labels[index:], resident.label]
-                return DeadlockError(
-                    f"{' -> '.join(cycle)}: the object waits for this call, and would for ever; "
-                    "return first, or move what is needed into one object",
-                    cycle=cycle,
-                )
-        if len(chain) >= self.limits.chain_depth_max:
-            return DeadlockError(
-                f"{len(chain)} objects wait for each other already (chain_depth_max): {' -> '.join(labels)}",
-                cycle=labels,
-            )
-        return None
 
     def _timeout(self, timeout_ms: int) -> float:
         return self._timeout_s if timeout_ms <= 0 else self._timeout_max_ms * 0.001
@@ -225,8 +223,10 @@ class Host(SystemWork):
             raise ShardUnavailable("this worker does not own the object's slot; the slot map has changed")
         if self.draining and not chain:
             raise self._stopping()
+        if self.quarantine.suspects:
+            self.quarantine.check(key, Resident(cls, key, name).label)
         if chain:
-            _labels(chain)
+            labels_of(chain)
         return self._wake(cls, key, name, chain)
 
     def _wake(self, cls: ObjectClass, key: bytes, name: str | None, chain: Any) -> Resident:
@@ -236,36 +236,37 @@ class Host(SystemWork):
         self.begin_start(resident, chain)
         return resident
 
-    def _unknown_namespace(self, namespace: Any) -> UnknownNamespace:
-        return UnknownNamespace(
-            f"no class of namespace {namespace!r:.80} is served here; there is {', '.join(self.classes)}",
-            namespace=str(namespace)[:80],
-        )
-
-    def _unknown_method(self, namespace: str, method_name: Any) -> UnknownMethod:
-        known = ", ".join(sorted(self.classes[namespace].methods)) or "none"
-        return UnknownMethod(
-            f"{namespace} has no callable method {method_name!r:.80}; it has: {known}",
-            namespace=namespace,
-            method=str(method_name)[:80],
-        )
-
-    def _stopping(self) -> ShardUnavailable:
-        return ShardUnavailable("this worker is stopping")
-
     def _readable_items(self, peer: Peer, body: bytes) -> list[Any]:
-        # One undecodable call (say of a newer client's type) is refused alone, the others run.
-        parts = codec.split_array(body)
-        items = [codec.decode(part) for part in parts[:1]]
-        for part in parts[1:]:
-            try:
-                items.append(codec.decode(part))
-            except InvalidArgument as error:
-                self.malformed += 1
-                sequence = _sequence_of(part)
-                if sequence is not None:
-                    self.refuse(peer, sequence, error)
+        items, unreadable = readable_items(body)
+        self.malformed += len(unreadable)
+        for sequence, error in unreadable:
+            if sequence is not None:
+                self.refuse(peer, sequence, error)
         return items
+
+    def _on_odd_call(
+        self,
+        peer: Peer,
+        client: Client,
+        item: Any,
+        base: float,
+        now: float,
+        size: int | None,
+        error: BaseException,
+    ) -> None:
+        if issubclass(type(error), _MALFORMED):
+            try:
+                self._on_malformed(peer, client, item, base, now, size)
+                return
+            except BaseException as raised:
+                error = raised
+        self._say_unknown(peer, item, error)
+
+    def _say_unknown(self, peer: Peer | SystemTurn, item: Any, error: BaseException) -> None:
+        """A call met an error that nobody has foreseen: whoever waits for it is told, whatever it did."""
+        log.error("a call failed in the worker itself", extra={"error": describe_error(error)})
+        if type(item) is list and item and type(item[0]) is int:
+            self.refuse(peer, item[0], OutcomeUnknown("the worker failed when it took this call"))
 
     def _on_malformed(
         self, peer: Peer, client: Client, item: Any, base: float, now: float, size: int | None
@@ -280,13 +281,6 @@ class Host(SystemWork):
         if type(item) is list and item and type(item[0]) is int:
             self.refuse(peer, item[0], InvalidArgument("this is no call; docs/PROTOCOL.md says what one is"))
 
-    def _refuse_late(self, peer: Peer | SystemTurn, sequence: int, late_s: float) -> None:
-        self.refuse(
-            peer,
-            sequence,
-            DeadlineExceeded(f"the deadline passed {late_s:.3f} s before the turn could start"),
-        )
-
     # --- calls that wait
 
     def _wait(self, resident: Resident, waiting: Waiting) -> None:
@@ -296,43 +290,46 @@ class Host(SystemWork):
         if mailbox is None:
             return
         try:
-            mailbox.push(waiting, self.limits, first=goes_first(resident, item[4], item[8]))
+            first = goes_first(resident, item[4], item[8])
+            displaced = mailbox.push(waiting, self.limits, first=first)
         except PerdureError as error:
             self.refuse(waiting.peer, item[0], error)
-        else:
-            self._expiry.add(mailbox, waiting)
-            if resident.inside is not None:
-                self._runnable.append(resident)
+            return
+        self._expiry.add(mailbox, waiting)
+        for call in displaced:
+            self._displace(mailbox, call)
+        if resident.inside is not None:
+            self._runnable.add(waiting.peer, resident)
 
     def _mailbox_for(self, resident: Resident, waiting: Waiting, item: list[Any]) -> Mailbox | None:
         """Where it waits; None when it has failed, because its object cannot start."""
         if resident.instance is None and resident.turn is None:
             # Its start failed, or it aborted itself.
-            if resident.start_error is None or waiting.arrived > resident.retry_at:
+            trouble = resident.trouble
+            if trouble is None or trouble.error is None or waiting.arrived > trouble.retry_at:
                 self.begin_start(resident, item[8])
-            if resident.start_error is not None:
-                self.reply_failure(resident, waiting.peer, item[0], resident.start_error)
+                trouble = resident.trouble
+            if trouble is not None and trouble.error is not None:
+                self.reply_failure(resident, waiting.peer, item[0], trouble.error)
                 return None
         mailbox = resident.mailbox
         if mailbox is None:
             mailbox = resident.mailbox = Mailbox()
             if resident.turn is None:
-                self._runnable.append(resident)
+                self._runnable.add(waiting.peer, resident)
         return mailbox
+
+    def _displace(self, mailbox: Mailbox, call: Waiting) -> None:
+        self._expiry.remove(call)
+        assert call.item is not None
+        text = "this client has most of the calls that wait at this object, and another one needed the room"
+        retry_after = mailbox.wait_s(self.clock(), self.limits)
+        self.refuse(call.peer, call.item[0], Overloaded(text, limit="mailbox_share", retry_after=retry_after))
 
     def on_idle(self, resident: Resident) -> None:
         """The object's turn has ended; its next waiting call starts soon."""
         if resident.mailbox is not None:
-            self._runnable.append(resident)
-
-    def resident_of(self, key: bytes) -> Resident | None:
-        """The object of this id, if it is in memory."""
-        return self.live.get(key)
-
-    def touch(self, resident: Resident) -> None:
-        """The object was in use until now."""
-        resident.used = self.clock()
-        self.live.move_to_end(resident.key)
+            self._runnable.add(resident.mailbox.next_client, resident)
 
     def fail_waiting(self, resident: Resident, error: BaseException) -> None:
         """Every waiting call of the object gets this error."""
@@ -342,12 +339,13 @@ class Host(SystemWork):
             if waiting.item is not None:
                 self.reply_failure(resident, waiting.peer, waiting.item[0], error)
 
-    def _run_waiting(self, now: float) -> None:
-        """Starts waiting calls of idle objects, a bounded number at a time."""
-        budget = self.limits.start_batch_turns
+    def _run_waiting(self, now: float, until: float) -> None:
+        """Starts waiting calls of idle objects, for a bounded number and time; the clients take turns."""
+        budget = self.limits.start_batch_turns if now < until else 0
+        step, look_at = 1, budget - 1
         runnable = self._runnable
         while runnable and budget and not self.paused:
-            resident = runnable.popleft()
+            _, resident = runnable.take()
             mailbox = resident.mailbox
             if mailbox is None or resident.instance is None:
                 continue
@@ -358,39 +356,60 @@ class Host(SystemWork):
                 resident.mailbox = None
             if waiting is None or waiting.item is None:
                 continue
+            try:
+                self._start_waiting(resident, waiting, now)
+            except BaseException as error:  # of one call, and none of the others'
+                self._say_unknown(waiting.peer, waiting.item, error)
+                self.on_idle(resident)
             budget -= 1
-            if isinstance(waiting.peer, SystemTurn):
-                resident.used = now
-                self.live.move_to_end(resident.key)
-                self.run_handler(resident, waiting.peer)
-                continue
-            self._expiry.remove(waiting)
-            sequence, _, _, _, method_name, args, kwargs, _, chain = waiting.item
-            method = resident.cls.methods[method_name]
-            resident.used = now
-            self.live.move_to_end(resident.key)
-            request = waiting.request
-            if request is not None and self.is_known_now(resident, waiting.peer, sequence, request):
-                self.on_idle(resident)
-            elif self.peers.full and (refusal := self.unread(waiting.peer)) is not None:
-                self.refuse(waiting.peer, sequence, refusal)
-                self.on_idle(resident)
-            elif now < waiting.deadline:
-                deadline = waiting.deadline
-                self.run_turn(
-                    resident, waiting.peer, sequence, method, args, kwargs, deadline, chain, request
-                )
-            else:
-                self._refuse_late(waiting.peer, sequence, now - waiting.deadline)
-                self.on_idle(resident)
-            if resident.inside is not None:  # the next one may start beside it
-                self.on_idle(resident)
+            if budget <= look_at:
+                step = min(2 * step, LOOKS_APART_MAX)
+                look_at = budget - step
+                if (now := self.clock()) >= until:
+                    break
         if runnable and not self.paused:
             self.want_turns()
 
+    def _start_waiting(self, resident: Resident, waiting: Waiting, now: float) -> None:
+        resident.used = now
+        self.live.move_to_end(resident.key)
+        if isinstance(waiting.peer, SystemTurn):
+            self.run_handler(resident, waiting.peer)
+            return
+        self._expiry.remove(waiting)
+        assert waiting.item is not None
+        sequence, _, _, _, method_name, args, kwargs, _, chain = waiting.item
+        method = resident.cls.methods[method_name]
+        request = waiting.request
+        if request is not None and self.is_known_now(resident, waiting.peer, sequence, request):
+            self.on_idle(resident)
+        elif self.peers.full and (refusal := self.unread(waiting.peer)) is not None:
+            self.refuse(waiting.peer, sequence, refusal)
+            self.on_idle(resident)
+        elif now < waiting.deadline:
+            deadline = waiting.deadline
+            self.run_turn(resident, waiting.peer, sequence, method, args, kwargs, deadline, chain, request)
+        else:
+            self._refuse_late(waiting.peer, sequence, now - waiting.deadline)
+            self.on_idle(resident)
+        if resident.inside is not None:  # the next one may start beside it
+            self.on_idle(resident)
+
+    def go_on(self) -> None:
+        """Goes on with what waits; the answer to `want_turns`, in another iteration of the loop."""
+        self.pace.end()
+        self.run_waiting()
+
     def run_waiting(self) -> None:
-        """Goes on with waiting calls, after `want_turns`."""
-        self.in_turns(self._run_waiting, self.clock())
+        """Starts calls that wait, if there is time in this iteration of the loop."""
+        self.in_turns(self._go_on)
+
+    def _go_on(self) -> None:
+        now = self.clock()
+        if self._intake:
+            self._take_in(now, self.pace.half(now) if self._runnable else self.pace.begin(now))
+            now = self.clock()
+        self._run_waiting(now, self.pace.begin(now))
 
     # --- time
 
@@ -407,49 +426,12 @@ class Host(SystemWork):
             if resident is not None and resident.inside is not None:  # interleaved calls waited behind it
                 self.on_idle(resident)
                 self.want_turns()
+        if self.streams:
+            self.streams.tick()
         self.windows.forget_unused(now)
-
-    def evict_idle(self) -> int:
-        """Drops objects without events for `idle_evict_s`, a bounded number at a time; how many went."""
-        before = self.clock() - self.idle_evict_s
-        gone = 0
-        for resident in self._oldest(before):
-            if self._leaves_memory(resident):
-                gone += 1
-            else:
-                self.touch(resident)  # in use; so that many of them do not hide the idle ones behind them
-        return gone
-
-    def _oldest(self, before: float) -> list[Resident]:
-        residents: list[Resident] = []
-        for resident in self.live.values():
-            if resident.used > before or len(residents) >= _EVICTIONS_MAX:
-                break
-            residents.append(resident)
-        return residents
-
-    def _evict_least_recently_used(self) -> None:
-        # The busy ones are passed over; when many are busy the cap gives way, never an object in use.
-        for _ in range(min(len(self.live), _EVICTION_LOOKS_MAX)):
-            resident = next(iter(self.live.values()))
-            if not self._leaves_memory(resident):
-                self.touch(resident)
-            elif len(self.live) < self.live_objects_max:
-                return
-
-    def _leaves_memory(self, resident: Resident) -> bool:
-        """Drops the object if nothing of it is open; whether it went."""
-        if (
-            resident.turn is not None
-            or resident.mailbox is not None
-            or resident.calls
-            or resident.ticket > self.durable
-            or (resident.instance is not None and self.save_strays(resident))
-        ):
-            return False
-        self.windows.leave(resident)
-        del self.live[resident.key]
-        return True
+        for row in self.quarantine.behaved(self.live, now) if self.quarantine.suspects else ():
+            self.committer.delete(row)
+            self.want_flush()
 
     # --- stopping
 
@@ -458,6 +440,7 @@ class Host(SystemWork):
         self.draining = True
         self.timetable.stop()
         self.sends.stop()
+        self.streams.drain()
         for resident in self.live.values():
             if resident.turn is None and resident.instance is not None:
                 self.save_strays(resident)
@@ -482,6 +465,7 @@ class Host(SystemWork):
         return {
             "live": len(self.live),
             "turns": self.turns,
+            "streams": len(self.streams),
             "malformed": self.malformed,
             "peers": len(self.peers),
             "waiting_outputs": len(self.gate),
@@ -489,13 +473,21 @@ class Host(SystemWork):
             "commits": self.committer.durable,
             "commit_sequence": self.committer.sequence,
             **self.timetable.stats(),
-            **self.sends.stats(),
+            **self.marks.figures,
+            **self.quarantine.figures(),
         }
 
     @property
+    def has_room(self) -> bool:
+        """Whether more messages may be read; false while many calls have come in and were not looked at."""
+        return self._intake.has_room
+
+    @property
     def busy(self) -> int:
-        """Objects with a running turn or waiting calls."""
-        return sum(r.turn is not None or r.mailbox is not None for r in self.live.values())
+        """Objects with a running turn or waiting calls, and messages that were not looked at yet."""
+        return self._intake.unread + sum(
+            r.turn is not None or r.mailbox is not None for r in self.live.values()
+        )
 
     def unknown_field(self, namespace: str, field: str) -> None:
         """A stored field that the class no longer has: kept, and said once per class and field."""
@@ -505,19 +497,3 @@ class Host(SystemWork):
                 "a stored field is not declared by the class any more; its value is kept",
                 extra={"namespace": namespace, "field": field},
             )
-
-
-def _labels(chain: Any) -> list[str]:
-    """The objects of a chain as text; `TypeError` for what is no chain."""
-    if type(chain) is not list or not all(type(entry) is list and len(entry) in (2, 3) for entry in chain):
-        raise TypeError("a chain is a list of [id, label] and [id, label, number of the turn]")
-    return [str(entry[1]) for entry in chain]
-
-
-def _sequence_of(item: bytes) -> int | None:
-    """The sequence of an encoded call that cannot be decoded as a whole."""
-    try:
-        sequence = codec.decode(codec.split_array(item)[0])
-    except (InvalidArgument, IndexError):
-        return None
-    return sequence if type(sequence) is int else None

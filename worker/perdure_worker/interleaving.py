@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from perdure.converter import describe_error
 from perdure.methods import Method
 from perdure_worker.turns import CURRENT, Turn, TurnTask
 
@@ -175,8 +176,9 @@ class Inside:
         try:
             self._host.discard(self._resident)
         except BaseException as error:  # a user's class refuses the value that it saved itself
-            log.exception("an object's fields cannot be put back", extra={"object": self._resident.label})
             self.end_all(error)
+            told = {"object": self._resident.label, "error": describe_error(error)}
+            log.error("an object's fields cannot be put back", extra=told)
 
     # --- turns that cannot end well
 
@@ -188,7 +190,7 @@ class Inside:
         if self._resident.turn is turn:
             self._resident.doomed = entry.doomed
         elif entry.task is not None:
-            entry.task.cancel(str(error))
+            entry.task.cancel(describe_error(error))
 
     def end_all(self, error: BaseException) -> None:
         """All turns inside fail with `error`, and the incarnation ends with the last of them."""
@@ -298,9 +300,11 @@ def run_beside(
     if inside is None:
         inside = resident.inside = Inside(host, resident)
     entry = inside.add(turn)
-    host._step(resident, turn, body, args, keywords)
-    if entry.task is None:
-        inside.leave(turn)
+    try:
+        host._step(resident, turn, body, args, keywords)
+    finally:
+        if entry.task is None:
+            inside.leave(turn)
 
 
 def can_start(resident: Resident, mailbox: Mailbox) -> bool:

@@ -6,6 +6,7 @@ our packages have names of their own, so a user's `worker.py`, `router.py` or `s
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -17,9 +18,11 @@ from perdure.errors import PerdureError
 from perdure.object import DurableObject
 from perdure_worker.registry import ObjectClass, register
 
-__all__ = ["ApplicationError", "load_application"]
+__all__ = ["ApplicationError", "is_first_to_say", "load_application", "said_reason"]
 
 _FILE_MODULE_PREFIX = "perdure_app_"
+_NOTE_PREFIX = "said."
+_OUR_PACKAGES = frozenset({"perdure", "perdure_storage", "perdure_worker"})
 
 
 class ApplicationError(PerdureError):
@@ -46,6 +49,28 @@ def load_application(app: str) -> dict[str, ObjectClass]:
         return register(dict.fromkeys(classes))
     except TypeError as error:
         raise ApplicationError(f"{app}: {error}") from error
+
+
+def is_first_to_say(text: str, door: str) -> bool:
+    """Whether no other worker of this run has said it: all load one application and meet one error.
+
+    Any of them may be the first to end, and the supervisor then ends the others.  What was said is in
+    `said_reason`.
+    """
+    digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
+    try:  # a note among the sockets of this run, which goes with them
+        note = Path(door.removeprefix("ipc://")).with_name(f"{_NOTE_PREFIX}{digest}")
+        with note.open("x", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+    except OSError as error:
+        return not isinstance(error, FileExistsError)
+    return True
+
+
+def said_reason(run_directory: Path) -> str:
+    """Why the workers of this run could not load the application; "" when none has said it."""
+    notes = sorted(run_directory.glob(f"{_NOTE_PREFIX}*"))
+    return notes[0].read_text("utf-8", errors="replace") if notes else ""
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -100,9 +125,14 @@ def _explain(app: str, error: BaseException) -> ApplicationError:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if "importlib" not in frame.filename and not frame.filename.endswith("perdure_worker/loader.py")
+        if "importlib" not in frame.filename and not _is_ours(frame.filename)
     ]
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     if isinstance(error, ModuleNotFoundError):
         return ApplicationError(f"{app} imports {error.name!r}, which is not installed{where}")
     return ApplicationError(f"{app} raised {type(error).__name__} while it was loaded{where}: {error}")
+
+
+def _is_ours(filename: str) -> bool:
+    ours = (module for name in _OUR_PACKAGES if (module := sys.modules.get(name)) is not None)
+    return any(Path(filename).is_relative_to(folder) for module in ours for folder in module.__path__)

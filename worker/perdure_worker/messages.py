@@ -94,8 +94,7 @@ class Message:
     @property
     def due_row(self) -> bytes:
         """Key of its row in the due index; a dead message has none."""
-        time = self.at_ms.to_bytes(8, "big")
-        return keys.DUE_REGION + time + keys.OUTBOX + self.prefix[1:] + self.tail
+        return keys.due_key_of(self.at_ms, self.row)
 
     @property
     def size(self) -> int:

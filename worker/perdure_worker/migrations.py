@@ -93,7 +93,7 @@ def end(host: Execution, resident: Resident, turn: Turn) -> None:
     prefix = resident.row_prefix()
     for name in cell.found - declared - cell.old_fields.keys():
         host.storage_of(resident)._put_row(prefix + keys.FIELD + name.encode(), None)
-    if resident.undo is None:  # after delete_all nothing is stored that could have a version
+    if resident.key not in host.undo:  # after delete_all nothing is stored that could have a version
         host._put_name(resident, prefix)
     host._join(resident, changes)
     resident.instance = resident.storage = None

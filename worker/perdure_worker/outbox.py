@@ -25,6 +25,7 @@ from heapq import heappop, heappush
 from itertools import count, islice
 from typing import Any, Protocol
 
+from perdure.converter import describe_error
 from perdure.errors import (
     DeadlineExceeded,
     OutcomeUnknown,
@@ -305,7 +306,7 @@ class Outbox:
             self._pause(pair)
         else:
             message.attempts += 1
-            message.error = f"{type(error).__name__}: {error}"[: self._limits.send_error_chars_max]
+            message.error = describe_error(error)[: self._limits.send_error_chars_max]
             if message.attempts < self._limits.send_attempts_max and not _is_final(error):
                 self._hands.remember(message)
                 self._pause(pair)

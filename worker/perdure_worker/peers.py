@@ -20,7 +20,7 @@ _LIMITS = Limits()
 class Peer:
     """The receiver of replies; `replies` are encoded and may leave now."""
 
-    __slots__ = ("identity", "origin", "raw", "replies", "sequences")
+    __slots__ = ("gone", "identity", "origin", "probed", "raw", "replies", "sequences")
 
     def __init__(self, identity: bytes, origin: bytes | None, *, raw: bool) -> None:
         self.identity = identity
@@ -30,7 +30,11 @@ class Peer:
         """A client that sends one call a message gets one reply a message."""
         self.replies: list[bytes] = []
         self.sequences: list[int] = []
-        """Of a raw peer, parallel to `replies`."""
+        """Of a raw peer, parallel to `replies`; inverted (`~sequence`) for items of a stream."""
+        self.gone = False
+        """Whether its connection is known to be closed."""
+        self.probed = False
+        """Whether it gets a message that asks for nothing, which shows whether its connection stands."""
 
 
 class Peers:
@@ -41,6 +45,7 @@ class Peers:
         self._epoch = epoch
         self._peers: OrderedDict[tuple[bytes, bytes | None, bool], Peer] = OrderedDict()
         self._header = protocol.header(protocol.REPLIES, worker, epoch)
+        self._probe_header = protocol.header(protocol.STREAM, worker, epoch)
         self._bundle_header = protocol.header(protocol.BUNDLE, worker, epoch)
         self.dirty: list[Peer] = []
         """Peers with replies that may leave."""
@@ -65,6 +70,12 @@ class Peers:
             self._peers.move_to_end(key)
         return peer
 
+    def probe(self, peer: Peer) -> None:
+        """If the peer's connection is closed, the shell or the router learns it."""
+        if peer.identity:
+            peer.probed = True
+            self.dirty.append(peer)
+
     def add_large(self, size: int) -> None:
         """A reply that is not small was added to a peer."""
         self._large_bytes += size
@@ -75,7 +86,7 @@ class Peers:
     def forget(self, identity: bytes) -> None:
         """The door's peer is gone, and with it all who spoke through it."""
         for key in [key for key in self._peers if key[0] == identity]:
-            del self._peers[key]
+            self._peers.pop(key).gone = True
 
     def identities(self) -> set[bytes]:
         """Everybody who spoke to this door."""
@@ -102,11 +113,19 @@ class Peers:
             yield identity, self._bundle_header, pack(parts)
 
     def _bodies(self, peer: Peer) -> Iterator[tuple[bytes, bytes]]:
+        if peer.probed:
+            peer.probed = False
+            yield self._probe_header, b""
+            if not peer.replies:
+                return
         replies, peer.replies = peer.replies, []
         if peer.raw:
             sequences, peer.sequences = peer.sequences, []
             for sequence, reply in zip(sequences, replies, strict=True):
-                yield protocol.header(protocol.REPLY, self._worker, self._epoch, sequence), reply
+                kind, number = (
+                    (protocol.REPLY, sequence) if sequence >= 0 else (protocol.REPLY_ITEM, ~sequence)
+                )
+                yield protocol.header(kind, self._worker, self._epoch, number), reply
             return
         if (
             len(replies) < _LIMITS.batch_calls_max

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import hashlib
 import logging
 import os
 import random
@@ -36,13 +35,14 @@ from perdure.links import DoorLinks
 from perdure.remote_errors import ExceptionLoader
 from perdure.slotmap import slot_map_from_wire
 from perdure_storage.commit import Committer
+from perdure_storage.endings import exit_of_open
 from perdure_storage.engine import Engine
-from perdure_storage.errors import DamagedRecord, NewerFormat, ShardDamaged, ShardLocked, StaleEpoch
 from perdure_storage.memory import MemoryEngine
 from perdure_storage.shard import open_shard
 from perdure_worker.config import WorkerConfig
+from perdure_worker.guard import Guard
 from perdure_worker.host import Host
-from perdure_worker.loader import ApplicationError, load_application
+from perdure_worker.loader import ApplicationError, is_first_to_say, load_application
 from perdure_worker.outgoing import Outgoing
 from perdure_worker.peers import Peer, Peers
 from perdure_worker.registry import ObjectClass
@@ -52,17 +52,8 @@ __all__ = ["Worker", "main"]
 
 log = logging.getLogger("perdure.worker")
 
-_EXITS = (
-    (StaleEpoch, WorkerExit.STALE_EPOCH),
-    (ShardDamaged | DamagedRecord, WorkerExit.SHARD_DAMAGED),
-    (NewerFormat, WorkerExit.NEWER_FORMAT),
-    (ShardLocked, WorkerExit.SHARD_LOCKED),
-)
-"""What each error of opening the store means; any other may pass, and the data is left as it is."""
-
 _LIMITS = Limits()
-_TICK_S = 0.05
-_FOLLOW_S = 1.0
+_TICK_S, _FOLLOW_S = 0.05, 1.0
 _SEND_AGAIN_S = 0.005
 _DRAIN_LOOK_S = 0.01
 _GOODBYE_LOOK_S, _GOODBYE_AGAIN_S = 0.002, 0.05
@@ -84,12 +75,13 @@ class Worker:
         classes: dict[str, ObjectClass],
         engine: Engine,
         loop: asyncio.AbstractEventLoop,
+        guard: Guard,
     ) -> None:
         self._config = config
+        self._guard = guard
         self._loop = loop
         self._context = open_context()
-        self._flush_wanted = False
-        self._turns_wanted = False
+        self._flush_wanted = self._turns_wanted = False
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._acknowledged: set[bytes] = set()
         self._may_close = False  # the supervisor says: no turn of another worker can call this one
@@ -98,8 +90,7 @@ class Worker:
         self._counts = {"refused_messages": 0}
         self._descriptors = descriptors.Watch()
         self._peers = Peers(config.index, config.epoch)
-        self._home = Peer(b"", None, raw=False)
-        """This worker as a caller of its own objects."""
+        self._home = Peer(b"", None, raw=False)  # this worker as a caller of its own objects
         committer = Committer(
             engine,
             notify=loop.call_soon_threadsafe,
@@ -114,6 +105,7 @@ class Worker:
             want_flush=self._flush_caller_soon,
             want_map=_nothing,
         )
+        self._caller.streams.call_soon = loop.call_soon_threadsafe
         self._committer = committer
         settings = HostSettings(
             slots=range(*config.slots),
@@ -132,6 +124,8 @@ class Worker:
             clock=time.monotonic,
             want_flush=self._want_flush,
             want_turns=self._want_turns,
+            marks=guard.marks,
+            quarantine=guard.quarantine,
         )
         self._host = Host(settings, parts)
         self._links = DoorLinks(
@@ -141,7 +135,8 @@ class Worker:
             on_death=self._caller.on_death,
             on_drained=_nothing,
         )
-        self._door = Channel(loop, open_router(self._context, [config.door]), self._on_door, self._flush)
+        door = open_router(self._context, [config.door])
+        self._door = Channel(loop, door, self._on_door, self._flush, lambda: self._host.has_room)
         send_waiting = functools.partial(self._later, _SEND_AGAIN_S, self._send_waiting)
         self._outgoing = Outgoing(
             self._door.send, self._peers.forget, send_waiting, self._peers.full, _LIMITS
@@ -155,6 +150,7 @@ class Worker:
         """Serves until it is told to stop, and stops in order."""
         stop = asyncio.Event()
         self._loop.add_signal_handler(signal.SIGTERM, stop.set)
+        self._guard.watch(self._host, self._loop)
         self._tick()
         self._follow()
         self._ready()
@@ -188,9 +184,8 @@ class Worker:
                 told = told or self._tell("quiet")
             await asyncio.sleep(_DRAIN_LOOK_S)
         self._closing = True
-        groups = self._committer
-        last = groups.group if groups.dirty else groups.group - 1
-        while groups.durable < last:
+        last = self._host.last_group()
+        while self._committer.durable < last:
             self._flush()
             await asyncio.sleep(_GOODBYE_LOOK_S)
 
@@ -226,6 +221,7 @@ class Worker:
         self._door.close(_LAST_WORDS_MS)
         self._control.close(_LAST_WORDS_MS)
         self._host.close()
+        self._guard.close()
         self._context.term()
 
     # --- messages at the door
@@ -263,6 +259,9 @@ class Worker:
                 self._send_refusal(identity, origin, ShardUnavailable("this worker is stopping"), body)
             else:
                 self._host.on_calls(self._peers.get(identity, origin), body, head.stamp)
+        elif head.kind == protocol.STREAM:
+            if head.number == self._config.epoch:
+                self._host.streams.on_message(identity, origin, body)
         elif head.kind == protocol.CALL:
             call = protocol.read_call_header(header)
             peer = self._peers.get(identity, origin, raw=True)
@@ -305,6 +304,7 @@ class Worker:
     def _flush(self) -> None:
         """End of a tick: commits start, then replies leave, one message per peer."""
         self._flush_wanted = False
+        self._host.pace.end()
         if self._closed:
             return
         self._committer.flush()
@@ -330,7 +330,7 @@ class Worker:
     def _run_turns(self) -> None:
         self._turns_wanted = False
         if not self._closed:
-            self._host.run_waiting()
+            self._host.go_on()
             self._flush()
 
     # --- calls of this worker's objects to others
@@ -347,13 +347,17 @@ class Worker:
             return self._links.send(worker, epoch, header, body)
         if epoch != self._config.epoch:
             return False
-        self._loop.call_soon(self._on_home_call, body, protocol.read_header(header).stamp)
+        self._loop.call_soon(self._on_home_message, protocol.read_header(header), body)
         return True
 
-    def _on_home_call(self, body: bytes, stamp: int) -> None:
-        if not self._closed:
-            self._host.on_calls(self._home, body, stamp)
-            self._flush()
+    def _on_home_message(self, head: protocol.Header, body: bytes) -> None:
+        if self._closed:
+            return
+        if head.kind == protocol.STREAM:
+            self._host.streams.on_message(self._home.identity, self._home.origin, body)
+        else:
+            self._host.on_calls(self._home, body, head.stamp)
+        self._flush()
 
     def _on_link_message(self, worker: int, epoch: int, head: protocol.Header, body: bytes) -> None:
         if head.kind == protocol.REPLIES:
@@ -442,40 +446,30 @@ def main(argument: str) -> WorkerExit:
     try:
         classes = load_application(config.app)
     except ApplicationError as error:
-        level = logging.ERROR if _is_first_to_say(str(error), config) else logging.DEBUG
+        level = logging.ERROR if is_first_to_say(str(error), config.door) else logging.DEBUG
         log.log(level, "the application cannot be loaded: %s", error)
         return WorkerExit.APP_NOT_LOADED
     try:
         shard = Path(config.shard)
         engine = MemoryEngine() if config.engine == "memory" else open_shard(shard, epoch=config.epoch)
+        guard = Guard(config, engine, _LIMITS)
     except Exception as error:
         log.critical("the store cannot be opened: %s", error, extra={"shard": config.shard})
-        return next((code for kind, code in _EXITS if isinstance(error, kind)), WorkerExit.STORE_UNAVAILABLE)
+        return exit_of_open(error)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     gc.set_threshold(*_GC_THRESHOLDS)
     gc.freeze()
-    return uvloop.run(_serve(config, classes, engine))
-
-
-def _is_first_to_say(text: str, config: WorkerConfig) -> bool:
-    """Whether no other worker of this run has said it: all load one application and meet one error.
-
-    Any of them may be the first to end, and the supervisor then ends the others.
-    """
-    digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
-    try:  # a mark among the sockets of this run, which goes with them
-        Path(config.door.removeprefix("ipc://")).with_name(f"said.{digest}").touch(0o600, exist_ok=False)
-    except OSError as error:
-        return not isinstance(error, FileExistsError)
-    return True
+    return uvloop.run(_serve(config, classes, engine, guard))
 
 
 def _nothing() -> None:
     """The supervisor sends maps by itself, and the loop flushes at the end of each tick."""
 
 
-async def _serve(config: WorkerConfig, classes: dict[str, ObjectClass], engine: Engine) -> WorkerExit:
-    code = await Worker(config, classes, engine, asyncio.get_running_loop()).run()
+async def _serve(
+    config: WorkerConfig, classes: dict[str, ObjectClass], engine: Engine, guard: Guard
+) -> WorkerExit:
+    code = await Worker(config, classes, engine, asyncio.get_running_loop(), guard).run()
     if code is WorkerExit.TURNS_CUT:
         # All is stored and closed.  A thread that works on, or a method that catches its cancellation,
         # must not hold up the end of the process.

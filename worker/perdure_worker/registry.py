@@ -15,6 +15,7 @@ from perdure.fields import DurableField, collect_fields
 from perdure.methods import Method, callable_methods, marks_of
 from perdure.object import DurableObject, namespace_of
 from perdure_storage import keys
+from perdure_worker import marks
 
 __all__ = ["ObjectClass", "register"]
 
@@ -32,6 +33,7 @@ class ObjectClass:
         "migrate",
         "namespace",
         "row_heads",
+        "start_mark",
         "version",
     )
 
@@ -44,6 +46,7 @@ class ObjectClass:
         """The tail of each field's key on disk, parallel to `fields`."""
         self.row_heads: list[bytes] = []
         """By slot, how the keys of all rows of an object of this class begin, up to its id; see `place`."""
+        self.start_mark = marks.describe(self.namespace, "on_start")
         self.begin = _beginning(cls)
         """What runs before the first turn of an incarnation; None where there is nothing of the user's."""
         self.version = _version(cls)
@@ -52,10 +55,11 @@ class ObjectClass:
         self.alarm = _handler(cls, "alarm", "alarm")
         """What runs when an alarm is due, and whether in a thread; None where the class has no handler."""
         for method in self.methods.values():
-            if method.is_generator:
+            method.mark = marks.describe(self.namespace, method.name)
+            if method.interleaved and method.is_generator:
                 raise TypeError(
-                    f"{cls.__qualname__}.{method.name} is an async generator; "
-                    "streaming methods are not supported by this version"
+                    f"{cls.__qualname__}.{method.name} is an @interleaved async generator; "
+                    "a stream is one serial turn of its object: leave out @interleaved"
                 )
 
     def place(self, slot_count: int) -> None:
@@ -79,11 +83,14 @@ def _beginning(cls: type[DurableObject]) -> Callable[[Any], Any] | None:
 
 
 def _version(cls: type[DurableObject]) -> int:
-    version: object = cls.version
+    version: object = inspect.getattr_static(cls, "version")
+    # The name is a common one: a method, a property or a durable field of it is the user's own.
+    if callable(version) or isinstance(version, DurableField) or hasattr(type(version), "__get__"):
+        return 1
     if type(version) is not int or version < 1:
         raise TypeError(
             f"{cls.__qualname__}.version is the version of what its objects store, an int of 1 or higher, "
-            f"not {describe(version)}; give anything else another name"
+            f"not {describe(version)}; give any other value another name"
         )
     return version
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from perdure_worker.interleaving import Inside
     from perdure_worker.mailbox import Mailbox
     from perdure_worker.registry import ObjectClass
-    from perdure_worker.sends import Plans
     from perdure_worker.turn_storage import TurnStorage
     from perdure_worker.windows import Window
 
@@ -37,6 +36,18 @@ class Encoded(bytes):
     __slots__ = ()
 
 
+class StartTrouble:
+    """What is remembered of failed starts of an object, until one succeeds."""
+
+    __slots__ = ("error", "failures", "retry_at")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.retry_at = 0.0
+        self.error: BaseException | None = None
+        """Of the last start; None while another one runs."""
+
+
 class Resident:
     """A live object.  Only the host changes it."""
 
@@ -44,7 +55,6 @@ class Resident:
         "calls",
         "cls",
         "doomed",
-        "failures",
         "inside",
         "instance",
         "key",
@@ -52,14 +62,11 @@ class Resident:
         "misnamed",
         "name",
         "named",
-        "retry_at",
         "saved",
-        "sends",
-        "start_error",
         "storage",
         "ticket",
+        "trouble",
         "turn",
-        "undo",
         "used",
         "version",
         "window",
@@ -92,17 +99,12 @@ class Resident:
         self.misnamed = False
         """Whether it is stored under its id alone, because its first caller did not know the name."""
         self.storage: TurnStorage | None = None
-        self.sends: Plans | None = None
-        """None until it sends something."""
-        self.undo: list[Any] | None = None
-        """`saved` as it was before this turn's delete_all; None when there was none."""
         self.used = 0.0
         """When its last turn started, in seconds of the worker's clock."""
         self.window: Window | None = None
         """Recorded replies of the client that called last; the others' are found through it."""
-        self.failures = 0
-        self.retry_at = 0.0
-        self.start_error: BaseException | None = None
+        self.trouble: StartTrouble | None = None
+        """Of an object whose start has failed lately."""
 
     @property
     def id(self) -> ObjectId:

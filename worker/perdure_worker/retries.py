@@ -13,7 +13,7 @@ from typing import Any
 
 from perdure import codec
 from perdure.errors import InvalidArgument, OutcomeUnknown, PerdureError
-from perdure_worker.clients import Client, Request
+from perdure_worker.clients import Client, Clients, Request
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
@@ -26,9 +26,12 @@ __all__ = ["Retries", "named_request"]
 _DIGEST_BYTES = 8
 _ERRORS: dict[Any, PerdureError] = {
     TOO_OLD: OutcomeUnknown(
-        "this request id is too old: its call may have taken effect, and its reply is not kept any more"
+        "this request id is too old: its call may have taken effect, and its reply is not kept any more",
+        reason="too_old",
     ),
-    TOO_LARGE: OutcomeUnknown("the call took effect, but its reply was too large to be kept"),
+    TOO_LARGE: OutcomeUnknown(
+        "the call took effect, but its reply was too large to be kept", reason="answered"
+    ),
     OTHER_CALL: InvalidArgument("this request id was used for another method or other arguments before"),
 }
 
@@ -38,7 +41,10 @@ class Retries(Writes):
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
         super().__init__(settings, parts)
-        self.windows = ReplyWindows(parts.engine, self._groups, settings.limits, parts.wall_clock)
+        self.clients = Clients(settings.limits.clients_known_max)
+        self.windows = ReplyWindows(
+            parts.engine, self._groups, settings.limits, parts.wall_clock, self.clients
+        )
 
     def is_known(
         self, resident: Resident, peer: Peer, sequence: int, request: Request, client: Client | None

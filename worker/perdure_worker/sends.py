@@ -11,7 +11,6 @@ Runs in the worker's event loop; `plan` also in the thread of a `@blocking` meth
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Plans", "Sends", "due_at_ms"]
 
-SENDS_KEY = keys.SHARD_REGION + b"sends"
-"""A sequence that no send of this store has reached yet."""
 _RESERVED_US = 60_000_000
 _AT_MS_MAX = 253_402_300_800_000  # the year 10000, where datetime ends
 
@@ -82,6 +79,12 @@ class _Sender:
         at_ms = due_at_ms(self._delay, self._at, self._sends.now_us())
         self._sends.plan(self._resident, target, method, args, kwargs, at_ms if at_ms > now_ms else 0)
 
+    def start_stream(
+        self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None, spec: Method | None
+    ) -> NoReturn:
+        """A stream has a reader, and a message has none."""
+        raise InvalidArgument(f"{target.namespace}.{method}() streams, so it cannot be sent to: call it")
+
     def refuse(self, error: PerdureError) -> NoReturn:
         """The arguments cannot travel."""
         raise error
@@ -98,10 +101,12 @@ class Sends:
         self.now_ms = host.timetable.now_ms
         self.now_us = host.timetable.now_us
         self._delivery = Delivery(host, parts.caller, self._on_ended)
-        self.outbox = Outbox(self._delivery, host.limits, parts.clock, parts.random_source)
-        self._reserved = unseal_number(SENDS_KEY, host.engine.get(SENDS_KEY)) or 0
+        self.outbox = Outbox(self._delivery, host.limits, parts.clock, parts.randomness)
+        self._reserved = unseal_number(keys.SENDS_KEY, host.engine.get(keys.SENDS_KEY)) or 0
         self._last = self._reserved
-        host.timetable.serve(keys.OUTBOX, self._on_due, _has_room)
+        self.plans: dict[bytes, Plans] = {}
+        """Of each object in memory that has sent something, by its id."""
+        host.timetable.serve(keys.OUTBOX, self._on_due, lambda: True, self.stats)
 
     # --- in a turn
 
@@ -134,12 +139,14 @@ class Sends:
             message.lane, message.at_ms = DELAYED, at_ms
         self._add(resident, message)
 
-    def _add(self, resident: Resident, message: Message) -> None:
+    def _add(self, resident: Resident, message: Message, *, replaces: bool = False) -> None:
         storage = self._host.storage_of(resident)
-        plans = resident.sends
+        plans = self.plans.get(resident.key)
         if plans is None:
-            plans = resident.sends = Plans()
-        self._check_room(resident, plans, message)
+            plans = self.plans[resident.key] = Plans()
+        self._check_turn(plans)
+        if not replaces:
+            self._check_room(resident, plans, message)
         plans.number += 1
         row = message.prefix + keys.OUTBOX + PLANNED + plans.number.to_bytes(8, "big")
         storage._check_growth(len(row) + len(message.body))
@@ -148,9 +155,9 @@ class Sends:
         plans.made_bytes += message.size
 
     def plan_again(self, resident: Resident, dead: Message) -> None:
-        """Adds a dead message to what the running turn writes, as a new one."""
+        """Adds a dead message, which the caller removes, to what the running turn writes as a new one."""
         message = Message(dead.prefix, dead.namespace, dead.key, dead.name, dead.method, dead.body)
-        self._add(resident, message)
+        self._add(resident, message, replaces=True)
 
     def _checked(self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None) -> bytes:
         entry = self._classes.get(target.namespace)
@@ -184,14 +191,16 @@ class Sends:
             raise InvalidArgument(f"{spec.title}: an argument raised {type(error).__name__}") from error
         return body
 
-    def _check_room(self, resident: Resident, plans: Plans, message: Message) -> None:
-        limits = self._limits
-        if len(plans.made) >= limits.sends_per_turn_max:
+    def _check_turn(self, plans: Plans) -> None:
+        if len(plans.made) >= self._limits.sends_per_turn_max:
             raise Overloaded(
                 f"{len(plans.made)} sends since the last commit point of this turn; "
                 "call `await self.storage.sync()` in between",
                 limit="sends_per_turn_max",
             )
+
+    def _check_room(self, resident: Resident, plans: Plans, message: Message) -> None:
+        limits = self._limits
         if self._has_room(plans, message):
             return
         now = self._clock()
@@ -225,8 +234,8 @@ class Sends:
     # --- at its commit
 
     def take(self, resident: Resident, storage: ObjectStorage) -> list[Message]:
-        """The messages of this commit, out of the write-set; what a transaction rolled back is not in it."""
-        plans = resident.sends
+        """The messages of this commit, out of the write-set, which alone says what the turn wrote."""
+        plans = self.plans.get(resident.key)
         if plans is None or not plans.made:
             return []
         made, plans.made, plans.made_bytes = plans.made, {}, 0
@@ -236,7 +245,7 @@ class Sends:
     def join(self, resident: Resident, storage: ObjectStorage, messages: list[Message]) -> None:
         """Puts their rows into the write-set, and lets them leave when the open group is durable."""
         now_us, now_ms = self.now_us(), self.now_ms()
-        plans = resident.sends
+        plans = self.plans.get(resident.key)
         assert plans is not None
         for message in messages:
             self._last = message.sequence = max(self._last + 1, now_us)
@@ -251,12 +260,13 @@ class Sends:
             plans.bytes += message.size
         if self._last >= self._reserved:
             self._reserved = self._last + _RESERVED_US
-            self._host.committer.put(SENDS_KEY, seal_number(SENDS_KEY, self._reserved))
+            self._host.committer.put(keys.SENDS_KEY, seal_number(keys.SENDS_KEY, self._reserved))
 
     def forget(self, resident: Resident) -> None:
         """The turn has failed: its write-set is gone, and its messages with it."""
-        if resident.sends is not None:
-            resident.sends.made, resident.sends.made_bytes = {}, 0
+        plans = self.plans.get(resident.key)
+        if plans is not None:
+            plans.made, plans.made_bytes = {}, 0
 
     def leave(self, messages: list[Message], *_: Any) -> None:
         """The commit of these messages is durable: they may go.  An output of the gate."""
@@ -272,10 +282,14 @@ class Sends:
         self.outbox.pump()
 
     def _on_ended(self, message: Message) -> None:
-        resident = self._host.resident_of(message.prefix[-keys.ID_BYTES :])
-        if resident is not None and resident.sends is not None:
-            resident.sends.stored -= 1
-            resident.sends.bytes -= message.size
+        plans = self.plans.get(message.prefix[-keys.ID_BYTES :])
+        if plans is not None:
+            plans.stored -= 1
+            plans.bytes -= message.size
+
+    def evict(self, resident: Resident) -> None:
+        """The object leaves memory."""
+        self.plans.pop(resident.key, None)
 
     def tick(self) -> None:
         """Call about every 50 ms."""
@@ -286,13 +300,9 @@ class Sends:
         self._delivery.stopped = True
         self.outbox.stop()
 
-    def stats(self) -> Mapping[str, int]:
+    def stats(self) -> dict[str, int]:
         """Figures of the worker's outbox."""
         return self.outbox.stats(self.now_ms())
-
-
-def _has_room() -> bool:
-    return True  # the outbox bounds what it holds itself, and finds the rest again
 
 
 def due_at_ms(delay: Any, at: Any, now_us: int) -> int:

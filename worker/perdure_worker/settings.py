@@ -12,7 +12,9 @@ from perdure.calls import Caller
 from perdure.limits import Limits
 from perdure_storage.commit import Committer
 from perdure_storage.engine import Engine
+from perdure_worker.marks import Marks
 from perdure_worker.peers import Peers
+from perdure_worker.quarantine import Quarantine
 from perdure_worker.registry import ObjectClass
 
 __all__ = ["Collaborators", "HostSettings"]
@@ -50,5 +52,9 @@ class Collaborators:
     """Asks the shell to call `run_waiting` in the next tick."""
     wall_clock: Callable[[], float] = time.time
     """Seconds since the epoch; people set it, and it may be set back."""
-    random_source: random.Random = field(default_factory=random.SystemRandom)
+    randomness: random.Random = field(default_factory=random.SystemRandom)
     """Jitter of pauses, and what makes one alarm differ from the next."""
+    marks: Marks = field(default_factory=Marks)
+    """Where the host notes what runs."""
+    quarantine: Quarantine = field(default_factory=lambda: Quarantine(Limits(), time.time))
+    """Who is kept out."""

@@ -31,7 +31,7 @@ class SystemWork(Execution):
         """By id, the least recently used first."""
         self.draining = False
         """Whether the worker stops: only calls that running turns wait for are still taken."""
-        self.alarms = Alarms(self, parts.random_source.random)
+        self.alarms = Alarms(self, parts.randomness.random)
 
     @abstractmethod
     def _wake(self, cls: ObjectClass, key: bytes, name: str | None, chain: Any) -> Resident:

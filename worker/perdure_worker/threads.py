@@ -12,24 +12,33 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
 from typing import Any
 
-__all__ = ["BlockingThreads"]
+from perdure.limits import Limits
+from perdure_worker.marks import Marks
 
-THREADS_MAX = 32
-"""Blocking methods that one worker runs at once; more of them wait for a thread."""
+__all__ = ["BlockingThreads"]
 
 
 class BlockingThreads:
     """Runs functions in threads, each in the context variables of its turn."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        marks: Marks | None = None,
+        threads_max: int = Limits.blocking_threads_max,
+    ) -> None:
         self._loop = loop
+        self._marks = marks or Marks()
+        self._threads_max = threads_max
         self._pool: ThreadPoolExecutor | None = None  # most workers never need one
 
     async def run(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
         """The function's result or exception; a cancellation is raised when the function has ended."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(THREADS_MAX, "perdure-blocking")
-        job = self._loop.run_in_executor(self._pool, _outcome, copy_context(), function, args, keywords)
+            self._pool = ThreadPoolExecutor(self._threads_max, "perdure-blocking")
+        # Here the turn takes its first step, so the mark is still its own.
+        mark, outcome = self._marks.current(), (_outcome, copy_context(), function, args, keywords)
+        job = self._loop.run_in_executor(self._pool, self._marks.in_thread, mark, *outcome)
         cancelled: asyncio.CancelledError | None = None
         while not job.done():
             try:

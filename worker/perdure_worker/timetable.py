@@ -134,9 +134,8 @@ class Timetable:
 
     def _on_time(self) -> None:
         self._timer = None
-        if not self._stopped:
-            self._want_start()
-            self.look()
+        self._want_start()
+        self.look()
 
     def _next_at_ms(self) -> int | None:
         if self._loop.time() < self._quiet_until:

@@ -15,7 +15,10 @@ import contextvars
 from asyncio.tasks import _enter_task, _leave_task, _register_task
 from collections.abc import Callable, Coroutine
 from types import CoroutineType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    from perdure_worker.pace import Pace
 
 __all__ = [
     "CURRENT",
@@ -91,6 +94,8 @@ class TurnTask(asyncio.Future[Any]):
 
     spans: Spans | None = None
     """None for a turn that is alone."""
+    pace: Pace | None = None
+    """Whether it may go on at once; None for one that has not suspended."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
@@ -108,6 +113,9 @@ class TurnTask(asyncio.Future[Any]):
         """
         self.turn: Any = None
         """What the host keeps with a suspended turn."""
+        self.marks: Any = None
+        self.mark = b""
+        """What is marked while a step of the turn runs, and where (`Marks`)."""
 
     # --- what asyncio, anyio and users expect of a task
 
@@ -211,20 +219,28 @@ class TurnTask(asyncio.Future[Any]):
 
     def go_on(self, error: BaseException | None = None) -> None:
         """Begins the span that its `spans` put off; within the task's own context."""
-        self._step(error)
+        self._span(error)
 
     def _step(self, error: BaseException | None = None) -> None:
+        if self.pace is not None and self.pace.is_over():
+            self._loop.call_soon(self._step, error, context=self._context)
+        else:
+            self._span(error)
+
+    def _span(self, error: BaseException | None) -> None:
         if self.done() or self._coro is None or self._on_done is None:
             return
         if self.spans is not None and not self.spans.begin(self, error):
             return
         if self._must_cancel:
-            if not isinstance(error, asyncio.CancelledError):
+            if not issubclass(type(error), asyncio.CancelledError):  # isinstance asks a user's __class__
                 error = asyncio.CancelledError(*([] if self._cancel_text is None else [self._cancel_text]))
             self._must_cancel = False
         self._fut_waiter = None
         yielded = result = failure = None
         ended = True
+        if self.marks is not None:
+            self.marks.resume(self.mark)
         _enter_task(self._loop, self)  # type: ignore[arg-type]
         try:
             # Callbacks run inside the turn's context already (see add_done_callback above).
@@ -237,6 +253,8 @@ class TurnTask(asyncio.Future[Any]):
         finally:
             _leave_task(self._loop, self)  # type: ignore[arg-type]
         if not ended:
+            if self.marks is not None:
+                self.marks.end()
             self._park(yielded)
             if self.spans is not None:
                 self.spans.end(self)

@@ -27,7 +27,8 @@ from perdure.errors import StorageError
 from perdure_storage import keys
 from perdure_storage.engine import Engine
 from perdure_storage.records import seal, unseal
-from perdure_worker.clients import Client, Request
+from perdure_worker.clients import Client, Clients, Request
+from perdure_worker.messages import CLIENT_MARK
 from perdure_worker.turns import TURN_REQUEST, Turn
 
 if TYPE_CHECKING:
@@ -46,13 +47,14 @@ _LOOKED_AT_S = 2.0
 """A window that no call has used for this long to twice as long is forgotten."""
 _LOOKS_MAX = 2_048
 """Windows that are looked at in one tick."""
-_COLLECT_ONE_IN = 4
-_COLLECT_ROWS = 8
-"""One in four new windows looks at eight others of its object: enough, since each makes one row."""
+_COLLECT_ONE_IN = 16
+_COLLECT_ROWS = 32
+"""One in 16 new windows looks at 32 others of its object: enough, since each makes one row."""
 _KEPT_WHOLE_BYTES = 64
 """Replies up to this size are never replaced by a note that there was one."""
-_TELLS_ENDS, _MAY_COME_BACK = b"\x00", b"\x01"
-_TIME = slice(1, 9)
+_TELLS_ENDS, _MAY_COME_BACK, _OF_SENDS = b"\x00", b"\x01", b"\x02"
+_TIME_BYTES = 4
+_TIME = slice(1, 1 + _TIME_BYTES)
 _DIGEST = 4  # position in a request
 
 
@@ -118,6 +120,12 @@ class Window:
             entries[self.key] = self.reply
         return entries
 
+    def may_be_asked_for(self, state: Client) -> bool:
+        """Whether it knows of calls that have not ended yet."""
+        if self.key is None and not self.dropped:
+            return False
+        return any(not state.has_ended(n) for n in (self.dropped, *map(_number, self.entries)) if n > 0)
+
     def add(self, key: Any, reply: Any, floor: int) -> None:
         """Records a reply; `floor` is what the call knew of its client's ended calls."""
         if floor > self.floor:
@@ -131,19 +139,22 @@ class Window:
         self.key = key
         self.reply = reply
 
-    def payload(self, touched_ms: bytes, pack: Callable[[Any], bytes]) -> bytes:
+    def payload(self, touched: bytes, pack: Callable[[Any], bytes]) -> bytes:
         """The row's content."""
-        kind = _TELLS_ENDS if self.floor > 0 else _MAY_COME_BACK
+        if self.client.endswith(CLIENT_MARK):
+            kind = _OF_SENDS
+        else:
+            kind = _TELLS_ENDS if self.floor > 0 else _MAY_COME_BACK
         if self.older is None and type(self.key) is int:
-            body = [self.dropped, self.floor, self.key, b"", self.reply]
+            body = [self.dropped, self.floor, self.key, None, self.reply]
         else:
             body = [self.dropped, self.floor]
             for key, reply in self.entries.items():
-                body += (key, b"", reply) if type(key) is int else (*key, reply)
+                body += (key, None, reply) if type(key) is int else (*key, reply)
         try:
-            return kind + touched_ms + pack(body)
+            return kind + touched + pack(body)
         except OverflowError:  # a raw client's sequence of more than 64 bits
-            return kind + touched_ms + codec.encode(body)
+            return kind + touched + codec.encode(body)
 
     def load(self, payload: bytes) -> None:
         """Takes the content of a row."""
@@ -187,7 +198,7 @@ class Window:
         self.older = entries or None
 
 
-def entry_key(number: int, path: bytes) -> Any:
+def entry_key(number: int, path: bytes | None) -> Any:
     """What a window knows a call by: most have no path."""
     return (number, path) if path else number
 
@@ -207,18 +218,25 @@ class ReplyWindows:
     """The windows of all objects of a worker."""
 
     def __init__(
-        self, engine: Engine, groups: GroupCommit, limits: Limits, wall_clock: Callable[[], float]
+        self,
+        engine: Engine,
+        groups: GroupCommit,
+        limits: Limits,
+        wall_clock: Callable[[], float],
+        clients: Clients,
     ) -> None:
         self._engine = engine
+        self._clients = clients
         self._groups = groups
         self._wall_clock = wall_clock
         self._pack = codec.make_packer()
         self._calls_max = limits.reply_window_calls_max
         self._bytes_max = limits.reply_window_bytes_max
         self._count_max = limits.reply_windows_max
-        self._ttl_ms = {
-            _TELLS_ENDS: int(limits.reply_ttl_s * 1000),
-            _MAY_COME_BACK: int(limits.reply_named_ttl_s * 1000),
+        self._ttl_s = {
+            _TELLS_ENDS: int(limits.reply_ttl_s),
+            _MAY_COME_BACK: int(limits.reply_named_ttl_s),
+            _OF_SENDS: int(limits.reply_send_ttl_s),
         }
         self._dirty: list[Window] = []
         """With records in the open group."""
@@ -303,7 +321,7 @@ class ReplyWindows:
     def record_alone(self, resident: Resident, request: Request, reply: bytes) -> None:
         """As `record`, where nothing else of the turn joins the group: all its writes are in former ones."""
         self.record(resident, request, reply)
-        self._write(self._window(resident, request[0], None), int(self._wall_clock() * 1000))
+        self._write(self._window(resident, request[0], None), int(self._wall_clock()))
 
     # --- the disk
 
@@ -328,10 +346,12 @@ class ReplyWindows:
 
     def _load(self, resident: Resident, client: bytes, state: Client | None) -> Window:
         row = resident.row_prefix() + keys.REPLY + client
-        record = self._engine.get(row)
         window = Window(resident, client, state, row)
-        if record is not None:
-            window.load(unseal(row, record))
+        # Of a settled client all that may be asked for again is in memory: nothing to read (3 to 10 µs less).
+        if state is None or not state.settled:
+            record = self._engine.get(row)
+            if record is not None:
+                window.load(unseal(row, record))
         self._loaded.append(window)
         if len(self._loaded) > self._count_max:
             self._look_at(self._loaded.popleft(), forget=True)
@@ -342,18 +362,18 @@ class ReplyWindows:
         if not self._dirty:
             return
         dirty, self._dirty = self._dirty, []
-        now_ms = int(self._wall_clock() * 1000)
-        touched, put, pack = now_ms.to_bytes(8, "big"), self._groups.put, self._pack
+        now_s = int(self._wall_clock())
+        touched, put, pack = now_s.to_bytes(_TIME_BYTES, "big"), self._groups.put, self._pack
         for window in dirty:
             if window.older is None and window.stored:
                 row, payload = window.row, window.payload(touched, pack)
                 if len(payload) <= self._bytes_max:
                     put(row, seal(row, payload))
                     continue
-            self._write(window, now_ms)
+            self._write(window, now_s)
 
-    def _write(self, window: Window, now_ms: int) -> None:
-        row, touched = window.row, now_ms.to_bytes(8, "big")
+    def _write(self, window: Window, now_s: int) -> None:
+        row, touched = window.row, now_s.to_bytes(_TIME_BYTES, "big")
         older = window.older
         if older is not None:
             window.prune()
@@ -364,10 +384,10 @@ class ReplyWindows:
         self._groups.put(row, seal(row, payload))
         if not window.stored:
             window.stored = True
-            if window.client[0] % _COLLECT_ONE_IN == 0:
-                self._collect(window, row[: -len(window.client)], now_ms)
+            if (window.client[0] + window.highest) % _COLLECT_ONE_IN == 0:
+                self._collect(window, row[: -len(window.client)], now_s)
 
-    def _collect(self, window: Window, prefix: bytes, now_ms: int) -> None:
+    def _collect(self, window: Window, prefix: bytes, now_s: int) -> None:
         """Deletes expired rows among those behind the window's own; ids are random, so all get their turn."""
         after, end = prefix + window.client + b"\x00", keys.prefix_end(prefix)
         looks = _COLLECT_ROWS
@@ -378,15 +398,15 @@ class ReplyWindows:
                         return
                     looks -= 1
                     known = window.others is not None and row[len(prefix) :] in window.others
-                    if not known and row != prefix + window.client and self._is_expired(row, record, now_ms):
+                    if not known and row != prefix + window.client and self._is_expired(row, record, now_s):
                         self._groups.delete(row)
 
-    def _is_expired(self, row: bytes, record: bytes, now_ms: int) -> bool:
+    def _is_expired(self, row: bytes, record: bytes, now_s: int) -> bool:
         try:
             payload = unseal(row, record)
         except StorageError:
             return False  # the client whose row it is learns that it is damaged
-        return int.from_bytes(payload[_TIME], "big") + self._ttl_ms[payload[:1]] < now_ms
+        return int.from_bytes(payload[_TIME], "big") + self._ttl_s[payload[:1]] < now_s
 
     # --- memory
 
@@ -408,6 +428,9 @@ class ReplyWindows:
         if not forget or window.running or window.group > self._groups.durable:
             self._loaded.append(window)
             return
+        state = window.state or self._clients.find(window.client)
+        if state is not None and window.may_be_asked_for(state):
+            state.unsettle(window.highest)
         window.resident = None
         others = window.others
         if others is not None:

@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from perdure import codec
+from perdure.converter import describe_error
 from perdure.errors import StorageError
 from perdure.ids import slot_of
 from perdure_storage import keys
@@ -62,10 +63,12 @@ class Writes(Answers, ABC):
         self.sends = Sends(self, parts)
         self._alarm_rules = AlarmRules(
             self.timetable.now_us,
-            parts.random_source.randbytes,
+            parts.randomness.randbytes,
             settings.limits.alarms_max,
             settings.limits.name_bytes_max,
         )
+        self.undo: dict[bytes, list[Any]] = {}
+        """Of objects whose turn has called delete_all: `Resident.saved` as it was before."""
         self.paused = False
         """Whether new turns wait because too many bytes wait for the disk."""
         self._large_bytes = 0
@@ -79,10 +82,6 @@ class Writes(Answers, ABC):
     @abstractmethod
     def start_due(self) -> None:
         """Calls `timetable.start`, as one that may start turns."""
-
-    @abstractmethod
-    def resident_of(self, key: bytes) -> Resident | None:
-        """The object of this id, if it is in memory."""
 
     # --- which turn runs
 
@@ -130,7 +129,7 @@ class Writes(Answers, ABC):
 
     def _join_storage(self, resident: Resident, storage: ObjectStorage, stores: bool) -> None:
         if storage._dirty:
-            sends = self.sends.take(resident, storage) if resident.sends is not None else None
+            sends = self.sends.take(resident, storage) if self.sends.plans else None
             stores = storage._stores or stores
             if sends:
                 self.sends.join(resident, storage, sends)
@@ -142,10 +141,9 @@ class Writes(Answers, ABC):
             self.gate.hold(group, (_settle, storage, group, None))
             if sends:
                 self.gate.hold(group, (self.sends.leave, sends, None, None))
-        if resident.undo is not None:
+        if self.undo and self.undo.pop(resident.key, None) is not None:
             resident.named = resident.misnamed = False
             resident.version = 0
-            resident.undo = None
         if stores and not resident.named:
             self._put_name(resident, resident.row_prefix())
 
@@ -196,7 +194,7 @@ class Writes(Answers, ABC):
         except BaseException as error:
             log.error(
                 "a durable field was changed outside of a turn, to a value that cannot be saved",
-                extra={"object": resident.label, "error": repr(error)[:500]},
+                extra={"object": resident.label, "error": describe_error(error)},
             )
             return False
         if changes is None:
@@ -227,9 +225,9 @@ class Writes(Answers, ABC):
 
         Raises what the user's own classes raise when saved values are loaded again.
         """
-        if resident.undo is not None:
-            resident.saved = resident.undo
-            resident.undo = None
+        saved = self.undo.pop(resident.key, None)
+        if saved is not None:
+            resident.saved = saved
         if resident.storage is not None:
             resident.storage._discard()
             self.sends.forget(resident)
@@ -265,8 +263,7 @@ class Writes(Answers, ABC):
         return resident.storage
 
     def _on_delete_all(self, resident: Resident) -> None:
-        if resident.undo is None:
-            resident.undo = list(resident.saved)
+        self.undo.setdefault(resident.key, list(resident.saved))
         resident.reset_fields()
         # Rows that are on their way to the disk are not found by looking there: delete them by name.
         prefix, storage = resident.row_prefix(), self.storage_of(resident)
