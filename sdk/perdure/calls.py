@@ -81,7 +81,7 @@ class Caller:
         """Whether calls go to the workers themselves; if not, news of a death overtakes batches on the way
         to the router, which come back unexecuted: whoever sends them says `lose_dead` after that."""
         self.same_clock = True
-        """Whether the workers' monotonic clock is this one; if not, batches carry no time."""
+        """Whether the workers' clock is this one; if not, batches carry no time."""
         self._pack = codec.make_packer()
         self._clock = clock
         self._pacing = Pacing(random_source)
@@ -222,10 +222,7 @@ class Caller:
         return (self.streams.waiting and self.streams.flush(send, slot_map)) or waiting
 
     def _head(self) -> bytes:
-        """Who calls, and which of its calls have ended (see `protocol`).
-
-        A few old calls are listed one by one, so that a slow one does not hide that those after it ended.
-        """
+        """Who calls, and which of its calls have ended (see `protocol`); a few slow ones are named."""
         self._flushes += 1
         old, floor = self._marks[0], self._sequence + 1
         stragglers: list[int] = []

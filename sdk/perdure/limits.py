@@ -256,7 +256,7 @@ class Limits:
     log_repeats_max: int = 50
     """Log lines of the same text in `log_repeats_s`; the rest is counted, and the number is logged."""
     log_repeats_s: float = 5.0
-    """See `log_repeats_max`."""
+    """The period of `log_repeats_max`; at its end the log says how many were left out."""
     log_texts_max: int = 1_024
     """Different texts that are counted so at a time."""
     log_flush_s: float = 0.5

@@ -107,13 +107,6 @@ class Worker:
         )
         self._caller.streams.call_soon = loop.call_soon_threadsafe
         self._committer = committer
-        settings = HostSettings(
-            slots=range(*config.slots),
-            slot_count=config.slot_count,
-            idle_evict_s=config.idle_evict_s,
-            live_objects_max=config.live_objects_max,
-            tracebacks=config.dev,
-        )
         parts = Collaborators(
             classes=classes,
             engine=engine,
@@ -127,7 +120,7 @@ class Worker:
             marks=guard.marks,
             quarantine=guard.quarantine,
         )
-        self._host = Host(settings, parts)
+        self._host = Host(_host_settings(config), parts)
         self._links = DoorLinks(
             loop,
             self._context,
@@ -464,6 +457,16 @@ def main(argument: str) -> WorkerExit:
 
 def _nothing() -> None:
     """The supervisor sends maps by itself, and the loop flushes at the end of each tick."""
+
+
+def _host_settings(config: WorkerConfig) -> HostSettings:
+    return HostSettings(
+        slots=range(*config.slots),
+        slot_count=config.slot_count,
+        idle_evict_s=config.idle_evict_s,
+        live_objects_max=config.live_objects_max,
+        tracebacks=config.dev,
+    )
 
 
 async def _serve(
