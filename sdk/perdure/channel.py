@@ -23,7 +23,7 @@ from perdure.errors import PerdureError
 from perdure.limits import Limits
 from perdure.unsent import Unsent
 
-__all__ = ["Channel", "PeerGone", "WouldBlock", "open_context", "open_dealer", "open_router"]
+__all__ = ["Channel", "PeerGone", "TooOld", "WouldBlock", "open_context", "open_dealer", "open_router"]
 
 _LIMITS = Limits()
 _BACKLOG_CONNECTIONS = 1_024
@@ -48,6 +48,10 @@ class WouldBlock(PerdureError):
 
 class PeerGone(PerdureError):
     """The peer's connection is closed; nothing was sent."""
+
+
+class TooOld(PerdureError):
+    """The installed libzmq has faults that peers can exploit; install a newer pyzmq."""
 
 
 class Channel:
@@ -172,11 +176,11 @@ def _is_done(tracker: zmq.MessageTracker) -> bool:
 def open_context() -> zmq.Context[zmq.Socket[bytes]]:
     """A context with room for the sockets of the largest cluster.
 
-    Raises `RuntimeError` when the installed libzmq is older than it may be.
+    Raises `TooOld`.
     """
     if zmq.zmq_version_info() < _LIBZMQ_VERSION_MIN:
         needed = ".".join(map(str, _LIBZMQ_VERSION_MIN))
-        raise RuntimeError(f"libzmq {zmq.zmq_version()} is too old; {needed} or newer is needed")
+        raise TooOld(f"libzmq {zmq.zmq_version()} is too old; {needed} or newer is needed")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.set(zmq.MAX_SOCKETS, _SOCKETS_MAX)
     return context

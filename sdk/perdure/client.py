@@ -2,7 +2,8 @@
 
 A client asks the router for the slot map, then talks to the workers directly when it is on their
 machine (one caller: 0.77 → 0.46 ms; 1,024 outstanding: 132 → 187 k/s, DESIGN §2), else through the
-router.  When the router is gone, direct calls go on.
+router.  When the router is gone, direct calls go on.  A client belongs to the process that connected it:
+in a forked child every use of it raises `RuntimeError` at once, and closing it only forgets it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 import secrets
 import time
 from collections.abc import Mapping
+from os import getpid
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -76,6 +78,8 @@ class Client:
         self._timeout_s = timeout
         self._tables: dict[type, Mapping[str, Method]] = {}
         self._loop: asyncio.AbstractEventLoop
+        self._process: int
+        """The one that connected."""
         self._caller: Caller
         self._front: Connection
         self._front_closing = False
@@ -96,6 +100,7 @@ class Client:
         if self._context is not None:
             raise RuntimeError("a client is entered once; connect() gives a new one")
         self._loop = loop = asyncio.get_running_loop()
+        self._process = getpid()
         self._ready = loop.create_future()
         self._caller = Caller(
             secrets.token_bytes(16),
@@ -152,6 +157,8 @@ class Client:
         if self._closed or self._context is None:
             return
         self._closed = True
+        if getpid() != self._process:
+            return  # the parent's loop, sockets and ZeroMQ's threads are not here to be closed
         for timer in (self._timer, self._again):
             if timer is not None:
                 timer.cancel()
@@ -224,6 +231,7 @@ class Client:
 
     async def ask_workers(self, method: str, args: _Args) -> _Args:
         """The answers of all workers, in their order, to one of the workers' own methods."""
+        self.check_process()
         slot_map = self._caller.map
         if slot_map is None:
             raise ShardUnavailable("the slot map has not come yet")
@@ -248,6 +256,11 @@ class Client:
             self._tables[cls] = methods
         return make_target(namespace_of(cls), key, timeout, methods)
 
+    def check_process(self) -> None:
+        """Raises `RuntimeError` in a child of the process that connected; it has none of ZeroMQ's threads."""
+        if getpid() != self._process:
+            raise RuntimeError("this client was connected before fork; connect in the child")
+
     # --- the sender of stubs
 
     def start(
@@ -260,6 +273,8 @@ class Client:
         request: Request | None = None,
     ) -> Call[Any]:
         """See `perdure.stub.Sender`; `request` is for `NamedRequests`."""
+        if getpid() != self._process:  # 0.05 µs
+            self.check_process()
         answer = self._create_future()
         self._start(target, method, args, kwargs, spec, answer, None, request)
         return Call(answer)
@@ -427,6 +442,8 @@ class Client:
                 self._ping_due = self._loop.time() + _LIMITS.client_ping_s
 
     def _tick(self) -> None:
+        if getpid() != self._process:
+            return
         self._timer = self._loop.call_later(_TICK_S, self._tick)
         self._caller.tick()
         if self._loop.time() >= self._ping_due:

@@ -67,7 +67,8 @@ class Limits:
     pipes_bytes_max: int = 256 * MIB
     """The same for all peers of one socket: what ZeroMQ has taken cannot be taken back from it."""
     reply_queue_bytes_max: int = 64 * MIB
-    """Replies held for one peer that does not read; beyond it they are dropped and counted."""
+    """Replies held for one peer that does not read: at half of it a worker refuses its calls before they
+    run (`Overloaded`, which clients repeat by themselves), beyond it replies are dropped and counted."""
     reply_queues_bytes_max: int = 256 * MIB
     """The same for all peers; beyond it whoever holds most loses its latest ones."""
     mailbox_calls_max: int = 1_000
@@ -255,7 +256,7 @@ class Limits:
     log_repeats_max: int = 50
     """Log lines of the same text in `log_repeats_s`; the rest is counted, and the number is logged."""
     log_repeats_s: float = 5.0
-    """See `log_repeats_max`."""
+    """The period of `log_repeats_max`; at its end the log says how many were left out."""
     log_texts_max: int = 1_024
     """Different texts that are counted so at a time."""
     log_flush_s: float = 0.5

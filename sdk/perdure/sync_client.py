@@ -2,11 +2,13 @@
 
 One event loop in a background thread serves all threads, so calls that threads make at the same time
 travel together.  A method of a stub returns its result, or raises what the asyncio client would raise.
+A forked child has no such thread: there every use raises `RuntimeError` at once, and `close` only forgets.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
@@ -54,6 +56,8 @@ class SyncClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         """None before the client is entered and after it is closed."""
         self._thread: threading.Thread | None = None
+        self._process = 0
+        """The one in which the thread runs."""
         self._lock = threading.Lock()
         """A call is handed to the loop while it is held: none can be left behind in a loop that ends."""
 
@@ -61,6 +65,7 @@ class SyncClient:
         if self._thread is not None:
             raise RuntimeError("a client is entered once; connect_sync() gives a new one")
         self._loop = loop = uvloop.new_event_loop()
+        self._process = os.getpid()
         self._thread = threading.Thread(target=_serve, args=(loop,), name="perdure-client", daemon=True)
         self._thread.start()
         try:
@@ -77,6 +82,9 @@ class SyncClient:
 
     def close(self) -> None:
         """Ends all calls and the background thread.  A second call does nothing."""
+        if self._thread is not None and self._process != os.getpid():
+            self._loop = None  # the lock may be held for ever: its thread was not forked
+            return
         with self._lock:
             loop, self._loop = self._loop, None
         if loop is not None and self._thread is not None:
@@ -138,6 +146,7 @@ class SyncClient:
 
         `request` is for `NamedRequests`.
         """
+        self._check_process()
         answer: Future[Any] = Future()
         issue: Callable[..., None] = self._client.issue
         with self._lock:
@@ -161,7 +170,13 @@ class SyncClient:
 
     # --- the thread
 
+    def _check_process(self) -> None:
+        """Before the lock is taken: a fork may have left it taken by a thread that is not here."""
+        if self._thread is not None and self._process != os.getpid():
+            raise RuntimeError("this client was connected before fork; connect in the child")
+
     def _running_loop(self) -> asyncio.AbstractEventLoop:
+        self._check_process()
         if self._thread is None:
             raise RuntimeError("not connected yet: use `with connect_sync() as client`")
         if self._loop is None:
@@ -170,6 +185,7 @@ class SyncClient:
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         try:
+            self._check_process()
             with self._lock:
                 answer = asyncio.run_coroutine_threadsafe(work, self._running_loop())
         except BaseException:

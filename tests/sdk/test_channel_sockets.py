@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from perdure import channel as channel_module
-from perdure.channel import open_context, open_dealer, open_router
+from perdure.channel import TooOld, open_context, open_dealer, open_router
 from perdure.limits import Limits
 
 from .fake_cluster import PATIENCE_S, end_context
@@ -105,5 +105,5 @@ def test_a_context_has_room_for_the_links_of_the_largest_cluster() -> None:
 
 def test_no_context_is_made_with_a_libzmq_that_peers_can_break(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zmq, "zmq_version_info", lambda: (4, 3, 4))
-    with pytest.raises(RuntimeError, match=r"4\.3\.5 or newer"):
+    with pytest.raises(TooOld, match=r"4\.3\.5 or newer"):
         open_context()
