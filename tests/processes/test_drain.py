@@ -307,7 +307,7 @@ def test_turns_that_do_not_end_are_cut_off_in_time_and_the_exit_code_says_so(
     never = str(tmp_path / "never")
 
     async def story() -> tuple[float, list[BaseException]]:
-        async with connect(cluster.url) as client:
+        async with connect(cluster.url, retry=False) as client:
             (refusing,), (blocking,) = names_on(client, 0, "Stubborn", 1), names_on(client, 1, "Stubborn", 1)
             calls = [
                 asyncio.ensure_future(client.get("Stubborn", refusing).refuse(never)),
