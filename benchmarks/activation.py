@@ -113,7 +113,8 @@ class Bench:
         self.host.on_calls(self._peer, body)
         elapsed_s = time.perf_counter() - started
         while self.host.busy:  # a long batch is taken in slices
-            self.host.run_waiting()
+            self.host.go_on()
+        self.host.pace.end()
         self._committer.flush()
         for _, _, replies in self._peers.take_messages(_pack_none):
             for sequence, status, value in codec.decode(replies):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from perdure import DurableObject, Limits, NotExecuted, durable
+from perdure import Alarm, DurableObject, Limits, NotExecuted, durable
 from perdure.ids import id_from_name
 from perdure_storage import keys
 from perdure_storage.memory import MemoryDisk, MemoryEngine
@@ -25,6 +26,12 @@ class Room(DurableObject):
     async def enter(self) -> int:
         self.value += 1
         return self.value
+
+    async def wake_in(self, seconds: float) -> None:
+        self.storage.set_alarm(timedelta(seconds=seconds))
+
+    async def alarm(self, alarm: Alarm) -> None:
+        self.value += 1
 
 
 KEY = id_from_name("Room", "bad").key
@@ -129,8 +136,10 @@ def test_the_number_of_suspects_is_bounded_and_the_oldest_is_forgotten_also_on_d
     assert shard.rows() == 3
 
 
-def quarantined_scene(make_scene: MakeScene, deaths: int, **options: Any) -> Scene:
-    shard = Shard()
+def quarantined_scene(
+    make_scene: MakeScene, deaths: int, shard: Shard | None = None, **options: Any
+) -> Scene:
+    shard = shard or Shard()
     for _ in range(deaths):
         quarantine = shard.start(KEY)
     scene = make_scene(Room, disk=shard.disk, **options)
@@ -148,6 +157,23 @@ def test_calls_of_a_quarantined_object_are_refused_at_once_and_others_are_served
     assert not scene.is_live(Room, "bad")
     stats = scene.call_worker("stats", [])
     assert (stats["quarantined"], stats["suspects"]) == (1, 1)
+
+
+def test_an_alarm_of_a_quarantined_object_does_not_run_and_is_tried_again_as_one_that_fails(
+    make_scene: MakeScene,
+) -> None:
+    shard = Shard()
+    before = make_scene(Room, disk=shard.disk)
+    before.call(Room, "bad", "wake_in", 5.0)
+    before.commit()
+    scene = quarantined_scene(make_scene, 3, shard)
+    scene.wall_step_s = before.wall_clock() - scene.wall_clock()
+    for _ in range(200):  # 10 s
+        scene.advance(0.05)
+        scene.commit()
+    assert not scene.is_live(Room, "bad")
+    assert scene.call_worker("stats", [])["alarms_failed"] in (1, 2)
+    assert scene.call(Room, "good", "enter") == 1
 
 
 def test_a_suspect_is_cleared_by_a_turn_that_ends_well_late_enough_and_not_by_an_early_one(

@@ -31,7 +31,7 @@ from perdure_worker.answers import LARGE_REPLY_BYTES, ResultTooLarge
 from perdure_worker.cell import Aborted
 from perdure_worker.clients import Request
 from perdure_worker.interleaving import run_beside
-from perdure_worker.marks import MARK
+from perdure_worker.marks import MARK, describe
 from perdure_worker.pace import Pace
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident, StartTrouble
@@ -328,9 +328,7 @@ class Execution(Retries):
         try:
             body = work.begin(resident)
         except PerdureError as error:  # its rows are damaged
-            log.error(
-                "a handler cannot run", extra={"object": resident.label, "error": describe_error(error)}
-            )
+            log.error("a handler cannot run: %s", error, extra={"object": resident.label})
             body = None
         if body is None:
             self.on_idle(resident)
@@ -340,6 +338,7 @@ class Execution(Retries):
         deadline = self.clock() + self.limits.turn_max_s
         resident.turn = turn = (work, 0, None, deadline, None, work.request)
         self.turns += 1
+        self.marks.begin(describe(resident.cls.namespace, work.title), resident.key)
         run = partial(self._threads.run, function) if blocking else function
         self._step(resident, turn, run, (resident.instance, *args), None)
 

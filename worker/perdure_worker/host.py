@@ -60,7 +60,6 @@ class Host(Refusals):
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
         super().__init__(settings, parts)
         self.malformed = 0
-        self.quarantine = parts.quarantine
         self._timeout_s = settings.limits.call_timeout_s
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
         self._intake = Intake(settings.limits, parts.clock)

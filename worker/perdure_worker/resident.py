@@ -41,10 +41,10 @@ class StartTrouble:
 
     __slots__ = ("error", "failures", "retry_at")
 
-    def __init__(self) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.failures = 0
         self.retry_at = 0.0
-        self.error: BaseException | None = None
+        self.error = error
         """Of the last start; None while another one runs."""
 
 

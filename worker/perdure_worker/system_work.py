@@ -10,11 +10,12 @@ from abc import abstractmethod
 from collections import OrderedDict
 from typing import Any
 
+from perdure.errors import NotExecuted
 from perdure_worker.alarms import Alarms
 from perdure_worker.execution import Execution
 from perdure_worker.mailbox import Mailbox, Waiting
 from perdure_worker.registry import ObjectClass
-from perdure_worker.resident import Resident
+from perdure_worker.resident import Resident, StartTrouble
 from perdure_worker.settings import Collaborators, HostSettings
 from perdure_worker.system_turns import SystemTurn
 
@@ -31,6 +32,7 @@ class SystemWork(Execution):
         """By id, the least recently used first."""
         self.draining = False
         """Whether the worker stops: only calls that running turns wait for are still taken."""
+        self.quarantine = parts.quarantine
         self.alarms = Alarms(self, parts.randomness.random)
 
     @abstractmethod
@@ -49,7 +51,16 @@ class SystemWork(Execution):
 
     def enqueue(self, namespace: str, key: bytes, work: SystemTurn) -> None:
         """The work waits behind the object's calls, beyond the bounds of its mailbox.  Within `in_turns`."""
-        resident = self.live.get(key) or self._wake(self.classes[namespace], key, None, None)
+        cls = self.classes[namespace]
+        if self.quarantine.suspects and key not in self.live:
+            kept_out = Resident(cls, key, None)
+            try:
+                self.quarantine.check(key, kept_out.label)
+            except NotExecuted as error:
+                kept_out.trouble = StartTrouble(error)
+                work.failed(kept_out, error)
+                return
+        resident = self.live.get(key) or self._wake(cls, key, None, None)
         now = self.clock()
         item = [0, namespace, key, None, work.title, [], None, 0, None]
         waiting = Waiting(work, item, now, now, 0)
