@@ -273,7 +273,7 @@ class Client:
         request: Request | None = None,
     ) -> Call[Any]:
         """See `perdure.stub.Sender`; `request` is for `NamedRequests`."""
-        if getpid() != self._process:  # 0.05 µs
+        if getpid() != self._process:  # 0.15 µs of a call's 5
             self.check_process()
         answer = self._create_future()
         self._start(target, method, args, kwargs, spec, answer, None, request)
