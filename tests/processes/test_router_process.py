@@ -27,6 +27,7 @@ from router.process_scene import (
     batch,
     call,
     error_of,
+    reach,
     reap,
     serve,
     spawn_python,
@@ -76,7 +77,7 @@ def test_a_killed_router_is_back_within_a_second_and_its_clients_are_served_agai
     slot_map = cluster.slot_map(1, "w0.e1", "")
     router = cluster.start(slot_map)
     client = cluster.client()
-    client.send(call(0, 1))
+    reach(client, door, call(0, 1))
     serve(door, 1)
     client.answer()
     seconds = []
@@ -102,6 +103,9 @@ def test_a_worker_that_cannot_be_reached_yet_delays_only_its_own_calls(cluster: 
     there = cluster.bound("w1.e1")
     cluster.start(cluster.slot_map(1, "w0.e1", "w1.e1"))
     client = cluster.client()
+    reach(client, there, call(1, 0))
+    serve(there, 1)
+    client.answer()
     client.send(call(0, 1))
     client.send(call(1, 2))
     assert len(serve(there, 1)) == 1
@@ -141,7 +145,7 @@ def test_a_closing_door_hears_the_acknowledgement_as_the_last_message(cluster: C
     door = cluster.bound("w0.e1")
     cluster.start(cluster.slot_map(1, "w0.e1", ""))
     client = cluster.client()
-    client.send(call(0, 1))
+    reach(client, door, call(0, 1))
     identity, _, _ = door.receive()
     door.send([identity, protocol.header(protocol.GOODBYE, 0, 1), b""])
     assert protocol.read_header(door.receive()[1])[:3] == (protocol.GOODBYE_ACK, 0, 1)
@@ -304,7 +308,7 @@ def test_at_the_end_of_an_ordered_stop_callers_without_an_answer_learn_so(cluste
     door = cluster.bound("w0.e1")
     router = cluster.start(cluster.slot_map(1, "w0.e1", ""))
     raw = cluster.client()
-    raw.send(call(0, 1))
+    reach(raw, door, call(0, 1))
     door.receive()
     router.terminate()
     assert router.wait(PATIENCE_S) == 0

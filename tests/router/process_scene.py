@@ -147,6 +147,23 @@ def batch(worker: int, version: int, body: bytes = b"\x92batch") -> list[bytes]:
     return [protocol.header(protocol.BATCH, worker, version), body]
 
 
+def reach(client: Socket, door: Socket, message: list[bytes]) -> None:
+    """Sends a client's first call until the worker's door has it.
+
+    The router's map comes by another socket, so a call may be there first; it is refused then.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        assert time.monotonic() < deadline, "the router got no map"
+        client.send(message)
+        poller = zmq.Poller()
+        poller.register(client.zmq, zmq.POLLIN)
+        poller.register(door.zmq, zmq.POLLIN)
+        if door.zmq in dict(poller.poll(PATIENCE_S * 1000)):
+            return
+        assert error_of(client.answer())[1] == "ShardUnavailable"
+
+
 HELLO = [protocol.header(protocol.HELLO), codec.encode({"client": bytes(16)})]
 
 
