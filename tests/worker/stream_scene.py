@@ -51,6 +51,11 @@ class Feed(DurableObject):
         while True:
             yield bytes(size)
 
+    async def late_tail(self) -> AsyncIterator[int]:
+        yield 1
+        await self.go.wait()
+        self.made += 1
+
     async def waiting(self) -> AsyncIterator[str]:
         try:
             yield "first"

@@ -89,6 +89,18 @@ def test_a_stream_whose_only_write_came_after_its_last_item_is_not_run_again(sce
     assert scene.call(Feed, "f", "get") == (1, "")
 
 
+def test_what_a_stream_wrote_at_its_end_is_its_own_also_when_other_turns_began_meanwhile(scene: Scene) -> None:
+    item = scene.item(Feed, "f", "late_tail")
+    scene.send(item)
+    scene.call(Feed, "other", "get")
+    scene.do(scene.resident(Feed, "f").instance.go.set)
+    scene.commit()
+    assert not scene.host.progress
+    with pytest.raises(OutcomeUnknown, match="has streamed before"):
+        again(scene, item).result()
+    assert scene.call(Feed, "f", "get")[0] == 1
+
+
 def test_a_call_that_comes_again_while_its_stream_is_open_is_told_so_when_it_ends(scene: Scene) -> None:
     item = scene.item(Feed, "f", "numbers", 100)
     scene.send(item)

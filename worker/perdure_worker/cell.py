@@ -146,8 +146,8 @@ class HostCell:
         self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None, spec: Method | None
     ) -> asyncio.Future[Any]:
         host, resident = self._host, self._resident
-        host.commit_point(resident)
         turn = CURRENT.get()
+        host.commit_point(resident, turn)
         turn_method, turn_deadline = turn[TURN_METHOD], turn[TURN_DEADLINE]
         if turn_method is not None and turn_method.is_generator:
             turn_deadline = inf  # a stream may go on for ever, each of its items is bounded

@@ -454,8 +454,8 @@ class Host(Refusals):
                 elif item is not None:
                     self._expiry.remove(waiting)
                     self.refuse(waiting.peer, item[0], self._stopping())
-            for waiting in kept:
-                mailbox.push(waiting, self.limits)
+            for waiting in kept:  # they were within the bounds
+                mailbox.append(waiting, first=waiting.line is None)
             if not kept:
                 resident.mailbox = None
 

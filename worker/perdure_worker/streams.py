@@ -171,7 +171,7 @@ class Streams:
         else:
             reply = b"\x93" + self._pack(sequence) + bytes((protocol.STATUS_ITEM,)) + codec.encode(value)
         host.check_size(reply, stream.resident.turn)
-        host.commit_point(stream.resident)
+        host.commit_point(stream.resident, stream.resident.turn)
         if not stream.recorded:
             self._record(stream)
         stream.count += 1
@@ -218,7 +218,7 @@ class Streams:
     def finish(self, resident: Resident, turn: Turn, end: StreamEnd) -> None:
         """The turn of a stream has ended well; raises when its last writes cannot be stored."""
         host, stream = self._host, end.stream
-        host.commit_point(resident)
+        host.commit_point(resident, turn)
         if not stream.recorded:
             self._record(stream)
         progress = host.progress.pop(id(turn), None)

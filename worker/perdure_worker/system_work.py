@@ -63,7 +63,7 @@ class SystemWork(Execution):
         resident = self.live.get(key) or self._wake(cls, key, None, None)
         now = self.clock()
         item = [0, namespace, key, None, work.title, [], None, 0, None]
-        waiting = Waiting(work, item, now, now, 0)
+        waiting = Waiting(work, item, now, now, 0, nested=True)  # no call makes it give way
         mailbox = self._mailbox_for(resident, waiting, item)
         if mailbox is not None:
             mailbox.append(waiting)

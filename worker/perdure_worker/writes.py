@@ -163,7 +163,7 @@ class Writes(Answers, ABC):
         resident.named, resident.misnamed = True, False
 
     def commit_point(self, resident: Resident, *turns: Turn) -> None:
-        """Commits what a turn wrote so far, the running one or `turns`; raises when it cannot be stored."""
+        """Commits what was written so far, which is of `turns`; raises when it cannot be stored."""
         if resident.doomed is not None:
             raise resident.doomed
         migrations.check_commit_point(resident)
@@ -173,7 +173,7 @@ class Writes(Answers, ABC):
             changes = self._changes(resident)
             if changes is not None:
                 self._join(resident, changes)
-                for turn in turns or (CURRENT.get(),):
+                for turn in turns:
                     self.progress_of(turn).wrote = True
                 self.want_flush()
         finally:
@@ -239,7 +239,7 @@ class Writes(Answers, ABC):
 
     def sync(self, resident: Resident) -> Awaitable[None]:
         """A commit point, and the future of its being durable."""
-        self.commit_point(resident)
+        self.commit_point(resident, CURRENT.get())
         future: asyncio.Future[None] = self.loop.create_future()
         self.gate.hold(resident.ticket, (_resolve, future, None, None))
         return future
