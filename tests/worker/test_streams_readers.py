@@ -89,7 +89,7 @@ def test_a_stream_whose_only_write_came_after_its_last_item_is_not_run_again(sce
     assert scene.call(Feed, "f", "get") == (1, "")
 
 
-def test_what_a_stream_wrote_at_its_end_is_its_own_also_when_other_turns_began_meanwhile(scene: Scene) -> None:
+def test_what_a_stream_wrote_at_its_end_is_its_own_when_other_turns_began_meanwhile(scene: Scene) -> None:
     item = scene.item(Feed, "f", "late_tail")
     scene.send(item)
     scene.call(Feed, "other", "get")
