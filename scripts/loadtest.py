@@ -262,7 +262,7 @@ def use_the_checkout() -> None:
     """Makes the load test's parts, and Perdure where it is not installed, importable here and in children."""
     folders = [str(ROOT)]
     if importlib.util.find_spec("perdure_cli") is None:
-        folders += [str(ROOT / name) for name in ("sdk", "storage", "router", "worker", "cli")]
+        folders += [str(ROOT / name) for name in ("sdk", "storage", "router", "worker", "gateway", "cli")]
     sys.path[:0] = folders
     inherited = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *([inherited] if inherited else [])])

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-FOLDERS = ("sdk", "storage", "router", "worker", "cli")
+FOLDERS = ("sdk", "storage", "router", "worker", "gateway", "cli")
 
 
 def use_the_checkout() -> None:

@@ -15,16 +15,20 @@ __all__ = [
     "BATCH",
     "BUNDLE",
     "CALL",
+    "FRAMES",
     "GOODBYE",
     "GOODBYE_ACK",
     "HELLO",
     "MAP",
+    "PART",
     "PING",
     "PONG",
+    "PULL",
     "REFUSED",
     "REPLIES",
     "REPLY",
     "REPLY_ITEM",
+    "SOCKETS",
     "STALE",
     "STATUS_END",
     "STATUS_ERROR",
@@ -64,6 +68,10 @@ REFUSED: Final = 13  # router or door -> peer: a message could not be understood
 STREAM: Final = 14  # reader -> door or router: number = epoch; body: [client, [sequence, items taken], ...]
 #                     door -> reader, without a body: are you there?  The router returns it if not
 REPLY_ITEM: Final = 15  # router -> raw client: as REPLY, but one item of a stream: more comes
+FRAMES: Final = 16  # door -> gateway: number = epoch; body: what objects send to their sockets
+SOCKETS: Final = 17  # gateway -> door: number = epoch; body: that it lives, and which FRAMES it has taken
+PULL: Final = 18  # door -> gateway: number = epoch; body: which parts of request bodies are wanted next
+PART: Final = 19  # gateway -> door: number = epoch; body: parts of request bodies
 
 # `client` in these bodies is the client's id (16 bytes), or [client id, flush number, last, floor,
 # stragglers...]: as of that flush, `last` is the sequence of its latest call, and all of its calls have ended

@@ -15,7 +15,7 @@ from benchmarks import activation, memory, start
 from benchmarks.run import notes
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = [str(ROOT / name) for name in ("sdk", "storage", "router", "worker", "cli")]
+PACKAGES = [str(ROOT / name) for name in ("sdk", "storage", "router", "worker", "gateway", "cli")]
 TIMEOUT_S = 60
 FACTS = {"cores": 2, "system": "Linux", "python": "3.11", "fdatasync_p50_ms": 0.2}
 

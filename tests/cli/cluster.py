@@ -21,7 +21,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-PACKAGES = [str(ROOT / name) for name in ("sdk", "storage", "router", "worker", "cli")]
+PACKAGES = [str(ROOT / name) for name in ("sdk", "storage", "router", "worker", "gateway", "cli")]
 DEADLINE_S = 30.0
 """Beyond every bound that is asserted, on a machine that is busy with other things too."""
 POLL_S = 0.005

@@ -31,7 +31,7 @@ from perdure.errors import PerdureError
 from perdure.locate import ENDPOINT_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = [str(ROOT / name) for name in ("sdk", "storage", "router", "worker", "cli")]
+PACKAGES = [str(ROOT / name) for name in ("sdk", "storage", "router", "worker", "gateway", "cli")]
 DEADLINE_S = 20.0
 """For what should take well under a second, on a machine that is busy with other things too."""
 POLL_S = 0.01

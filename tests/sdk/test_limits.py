@@ -13,7 +13,7 @@ import pytest
 from perdure.limits import Limits
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("sdk", "storage", "router", "worker", "cli")
+PACKAGES = ("sdk", "storage", "router", "worker", "gateway", "cli")
 FIELDS = [field.name for field in dataclasses.fields(Limits)]
 
 

@@ -1,0 +1,1 @@
+"""The web edge: HTTP and WebSockets for durable objects, as an ASGI application; the gateway process."""
