@@ -5,7 +5,7 @@ Run it with `perdure run examples/chat.py` and open http://127.0.0.1:8080/ in tw
 A room keeps its last 100 messages and gives each a timestamp that is later than all before, also after a
 restart and when the clock goes back.  Its sockets stay open while it is out of memory: a silent room costs
 nothing.  A message that is sent again after a lost connection is taken once.  A room with a name is public;
-one made by `Lobby.private_room` has an id that nobody can guess.
+one made by `ChatLobby.private_room` has an id that nobody can guess.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def admit(next_allowed: float, now: float) -> tuple[float, float]:
     return (next_allowed, wait_s) if wait_s > 0 else (now + ahead_s + PAUSE_S, 0.0)
 
 
-class Lobby(DurableObject):
+class ChatLobby(DurableObject):
     """Makes rooms that are not found by their name."""
 
     @public

@@ -41,9 +41,9 @@ export async function call(namespace, name, method, args = {}) {
 /**
  * A WebSocket that connects again by itself. `handlers` may have `open(socket)`, `message(value)` for each
  * JSON message, and `state(text)` with "connecting", "open" or "waiting". `query()` gives what the address
- * carries, e.g. what was seen last. `send(value)` returns whether the value went out.
+ * carries, e.g. what was seen last; `origin` is another server's. `send(value)` returns whether it went out.
  */
-export function connect(path, handlers, query = () => ({})) {
+export function connect(path, handlers, query = () => ({}), origin = location.origin) {
   let socket;
   let failures = 0;
   let closed = false;
@@ -51,8 +51,7 @@ export function connect(path, handlers, query = () => ({})) {
 
   function open() {
     say("connecting");
-    const scheme = location.protocol === "https:" ? "wss:" : "ws:";
-    socket = new WebSocket(`${scheme}//${location.host}${path}?${new URLSearchParams(query())}`);
+    socket = new WebSocket(`${origin.replace(/^http/, "ws")}${path}?${new URLSearchParams(query())}`);
     socket.onopen = () => {
       failures = 0;
       say("open");
