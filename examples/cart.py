@@ -40,8 +40,13 @@ class Contents(TypedDict):
 
 
 @register_exception
-class SoldOut(Exception):
-    """Fewer pieces are left than were wanted; the cart is as it was."""
+class ShopError(Exception):
+    """The shop cannot do that; the cart is as it was."""
+
+
+@register_exception
+class SoldOut(ShopError):
+    """Fewer pieces are left than were wanted."""
 
 
 class Cart(DurableObject):
@@ -63,9 +68,9 @@ class Cart(DurableObject):
     def put(self, product: str, quantity: int) -> Contents:
         """That many pieces of a product in the cart; 0 takes it out."""
         if product not in PRICES:
-            raise ValueError(f"there is no {product!r} in this shop")
+            raise ShopError(f"there is no {product!r} in this shop")
         if not 0 <= quantity <= PIECES_MAX:
-            raise ValueError(f"a cart holds up to {PIECES_MAX} pieces of a product")
+            raise ShopError(f"a cart holds up to {PIECES_MAX} pieces of a product")
         self.quantities[product] = quantity
         if not quantity:
             del self.quantities[product]
