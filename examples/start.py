@@ -1,0 +1,33 @@
+"""All example applications in one cluster, with a start page.  `./scripts/start` runs it.
+
+Run it with `perdure run examples/start.py` and open http://127.0.0.1:8080/.
+"""
+
+from __future__ import annotations
+
+from cart import Cart, Shelf
+from chat import ChatLimiter, ChatLobby, ChatRoom
+from comments import Thread
+from counter import Counter
+from feed import Account
+from game import Match
+from home import Device, House
+from serving import site
+from spreadsheet import Sheet
+
+__all__ = [
+    "Account",
+    "Cart",
+    "ChatLimiter",
+    "ChatLobby",
+    "ChatRoom",
+    "Counter",
+    "Device",
+    "House",
+    "Match",
+    "Sheet",
+    "Shelf",
+    "Thread",
+]
+
+app = site("index")
