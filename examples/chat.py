@@ -11,6 +11,7 @@ one made by `ChatLobby.private_room` has an id that nobody can guess.
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import Any
 
@@ -22,7 +23,7 @@ from serving import site
 HISTORY = 100
 NAME_CHARS_MAX = 32
 MESSAGE_CHARS_MAX = 256
-PAUSE_S = 5.0
+PAUSE_S = float(os.environ.get("CHAT_PAUSE_S", "5"))
 """After the free messages, one in this many seconds."""
 FREE_MESSAGES = 4
 

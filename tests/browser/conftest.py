@@ -1,0 +1,114 @@
+"""Real browsers on real clusters: Debian's Chromium, headless, on the pages that `examples/start.py` serves.
+
+A person is a browser context with one page; whatever the page's console complains of fails the test.  What the
+pages look like at the end of each test is kept as a picture, in `build/screenshots/` or PERDURE_SCREENSHOTS.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, WebSocket, sync_playwright
+from processes.cluster import ROOT, Cluster, running_cluster
+
+# As root, and on machines without Google's hosts.
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+PATIENCE_MS = 20_000
+"""For what should take well under a second, on a machine that is busy with other things too."""
+# A page that asks again while its cluster is killed cannot help to be told so by the browser.
+EXPECTED = re.compile(r"favicon|net::ERR_|Failed to load resource|WebSocket connection to")
+
+
+class Person:
+    """Somebody in front of a browser of their own."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self._url = url
+        self.complaints: list[str] = []
+        self.sockets: list[WebSocket] = []
+        self.lost_sockets: list[WebSocket] = []
+        """Those that were closed by somebody else than the page."""
+        page.on("console", lambda said: said.type == "error" and self._complain(said.text))
+        page.on("pageerror", lambda error: self._complain(str(error)))
+        page.on("websocket", self._on_socket)
+
+    def _complain(self, text: str) -> None:
+        if not EXPECTED.search(text):
+            self.complaints.append(text)
+
+    def _on_socket(self, socket: WebSocket) -> None:
+        self.sockets.append(socket)
+        socket.on("close", self.lost_sockets.append)
+
+    def open(self, path: str) -> Page:
+        """Goes to a page of the site."""
+        self.page.goto(self._url + path)
+        return self.page
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.fail("there is no chromium: ./scripts/test installs it, or `apt-get install chromium` does")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with all examples."""
+    folder = tmp_path_factory.mktemp("site")
+    before = os.environ.get("CHAT_PAUSE_S")
+    os.environ["CHAT_PAUSE_S"] = "0.01"  # all of them write from one address
+    try:
+        options = ("--http", "127.0.0.1:0", "--idle-evict", "0.5")
+        with running_cluster(ROOT / "examples" / "start.py", folder / "data", options=options) as cluster:
+            yield cluster
+    finally:
+        os.environ.pop("CHAT_PAUSE_S")
+        if before is not None:
+            os.environ["CHAT_PAUSE_S"] = before
+
+
+@pytest.fixture(scope="session")
+def url(site: Cluster) -> str:
+    """Where the site is."""
+    return (site.data / "http").read_text().strip()
+
+
+@pytest.fixture
+def person(
+    browser: Browser, url: str, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Person]]:
+    """Makes people; `person(dark=True, width=400)`."""
+    people: list[Person] = []
+
+    def make(*, dark: bool = False, width: int = 1180, height: int = 760) -> Person:
+        context = browser.new_context(
+            color_scheme="dark" if dark else "light", viewport={"width": width, "height": height}
+        )
+        context.set_default_timeout(PATIENCE_MS)
+        people.append(Person(context.new_page(), url))
+        return people[-1]
+
+    yield make
+    folder = Path(os.environ.get("PERDURE_SCREENSHOTS", ROOT / "build" / "screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, somebody in enumerate(people, 1):
+        somebody.page.screenshot(path=folder / f"{request.node.name}-{number}.png")
+        somebody.page.context.close()
+    complaints = [text for somebody in people for text in somebody.complaints]
+    assert not complaints, f"the browser's console says: {complaints}"
