@@ -76,7 +76,9 @@ class Account(DurableObject):
     async def _tell_followers(self, number: int, after: str) -> None:
         entry = await self.storage.get(f"post/{number:010d}")
         start = f"follower/{after}"
-        portion = await self.storage.list(prefix="follower/", start_after=start, limit=PORTION, keys_only=True)
+        portion = await self.storage.list(
+            prefix="follower/", start_after=start, limit=PORTION, keys_only=True
+        )
         for key in portion:
             self.ctx.send(Account, key.removeprefix("follower/")).deliver(entry)
         if len(portion) == PORTION:

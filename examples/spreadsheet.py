@@ -57,7 +57,9 @@ class Sheet(DurableObject):
                 ws.attachment = {**ws.attachment, "cell": cell}
                 self._tell(self._person(ws), but=ws)
             case _:
-                ws.send_json({"error": 'say {"hello": name}, {"set": [cell, text], "edit": n} or {"cursor": cell}'})
+                ws.send_json(
+                    {"error": 'say {"hello": name}, {"set": [cell, text], "edit": n} or {"cursor": cell}'}
+                )
 
     def websocket_close(self, ws: WebSocket, code: int, reason: str, was_clean: bool) -> None:
         self._tell({"left": ws.id}, but=ws)
@@ -65,7 +67,9 @@ class Sheet(DurableObject):
     def _welcome(self, ws: WebSocket, name: str) -> None:
         ws.attachment = {**ws.attachment, "name": name}
         everybody = [self._person(other) for other in self.ctx.websockets() if other.id != ws.id]
-        ws.send_json({"sheet": self._book.shown(), "people": [p for p in everybody if p["name"]], "you": ws.id})
+        ws.send_json(
+            {"sheet": self._book.shown(), "people": [p for p in everybody if p["name"]], "you": ws.id}
+        )
         self._tell(self._person(ws), but=ws)
 
     def _set(self, ws: WebSocket, cell: str, text: str, edit: Any) -> None:

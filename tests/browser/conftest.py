@@ -90,9 +90,7 @@ def url(site: Cluster) -> str:
 
 
 @pytest.fixture
-def person(
-    browser: Browser, url: str, request: pytest.FixtureRequest
-) -> Iterator[Callable[..., Person]]:
+def person(browser: Browser, url: str, request: pytest.FixtureRequest) -> Iterator[Callable[..., Person]]:
     """Makes people; `person(dark=True, width=400)`."""
     people: list[Person] = []
 
