@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from benchmarks.contender import READY_TIMEOUT_S, ROOT, Unavailable, stop_process
+from benchmarks.contender import READY_TIMEOUT_S, Unavailable, stop_process
 from benchmarks.perdure_counter import PerdureSystem
 
 __all__ = ["main"]
@@ -132,8 +132,8 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 def increment(url: str, name: str) -> int:
     """One request."""
-    request = urllib.request.Request(f"{url}/Counter/{name}/increment", method="POST")  # noqa: S310 - http
-    with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - to loopback
+    request = urllib.request.Request(f"{url}/Counter/{name}/increment", method="POST")
+    with urllib.request.urlopen(request, timeout=5) as answer:
         return int(answer.read())
 
 

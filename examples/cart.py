@@ -1,4 +1,4 @@
-"""A shopping cart: one object for each visitor's cart, one for each product's shelf.  Page: `pages/cart.html`.
+"""A shopping cart: one object for each visitor's cart and each product's shelf.  Page: `pages/cart.html`.
 
 Run it with `perdure run examples/cart.py` and open http://127.0.0.1:8080/.
 

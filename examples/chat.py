@@ -15,9 +15,10 @@ import os
 import time
 from typing import Any
 
+from perdure.websocket import WebSocket
+
 from perdure import DurableObject, Request, Response, durable, public
 from perdure.ids import new_unique_id
-from perdure.websocket import WebSocket
 from serving import site
 
 HISTORY = 100

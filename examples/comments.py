@@ -15,8 +15,9 @@ import json
 import time
 from typing import Any
 
-from perdure import DurableObject, Request, Response, durable
 from perdure.websocket import WebSocket
+
+from perdure import DurableObject, Request, Response, durable
 from serving import site
 
 NAME_CHARS_MAX = 40

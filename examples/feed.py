@@ -4,7 +4,7 @@ Run it with `perdure run examples/feed.py` and open http://127.0.0.1:8080/.
 
 A post is written once, by its author's object, and goes to every follower as durable sends: in the author's
 order, each once, also over crashes; nobody waits for the slowest.  An author with very many followers is no
-special case: the post leaves in portions, each the work of an alarm.  Reading a timeline is reading one object.
+special case: the post leaves in portions, each the work of an alarm.  A timeline is in one object.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import time
 from datetime import timedelta
 from typing import TypedDict
 
-from perdure import Alarm, DurableObject, Request, Response, durable, public, register_exception
 from perdure.websocket import WebSocket
+
+from perdure import Alarm, DurableObject, Request, Response, durable, public, register_exception
 from serving import site
 
 TEXT_CHARS_MAX = 280

@@ -3,9 +3,9 @@
 Run it with `perdure run examples/game.py` and open http://127.0.0.1:8080/ in two browsers.
 
 The first two who sit down play, everybody else watches.  A player keeps the seat by a secret of the browser's
-own, so that a reload or a lost connection costs nothing.  Each move has 30 seconds: the alarm that ends them is
-written together with the move before, so the clock runs also while the object is out of memory or the worker
-is down.
+own, so that a reload or a lost connection costs nothing.  Each move has 30 seconds: the alarm that ends them
+is written together with the move before, so the clock runs also while the object is out of memory or the
+worker is down.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from perdure import Alarm, DurableObject, Request, Response, durable
 from perdure.websocket import WebSocket
+
+from perdure import Alarm, DurableObject, Request, Response, durable
 from serving import site
 
 COLUMNS, ROWS, IN_A_ROW = 7, 6, 4

@@ -1,10 +1,10 @@
-"""A smart home: one object for each device, one for the house.  Page: `pages/home.html`, which plays the devices.
+"""A smart home: one object for each device, one for the house.  `pages/home.html` plays the devices.
 
 Run it with `perdure run examples/home.py` and open http://127.0.0.1:8080/.
 
 A device reports what it measures; who has not reported for a while is offline, which its alarm notices also
 when nothing else happens.  Reports reach the house as durable sends: in order, each once, whether or not the
-house's worker is up at that moment.  The house applies its rules to them and sends commands back the same way.
+house's worker is up at that moment.  The house applies its rules and sends commands back the same way.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypedDict
 
-from perdure import Alarm, DurableObject, Request, Response, durable, public, register_exception
 from perdure.websocket import WebSocket
+
+from perdure import Alarm, DurableObject, Request, Response, durable, public, register_exception
 from serving import site
 
 OFFLINE_AFTER_S = 8.0

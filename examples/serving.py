@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from perdure_gateway import Gateway
 from starlette.applications import Starlette
 from starlette.responses import FileResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+
+from perdure_gateway import Gateway
 
 PAGES = Path(__file__).resolve().parent / "pages"
 

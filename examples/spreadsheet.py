@@ -1,4 +1,4 @@
-"""A spreadsheet that many people edit at once: one object for each sheet.  With a page, `pages/spreadsheet.html`.
+"""A spreadsheet that many people edit at once: one object for each sheet.  Page: `pages/spreadsheet.html`.
 
 Run it with `perdure run examples/spreadsheet.py` and open http://127.0.0.1:8080/ in two browsers.
 
@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from perdure import DurableObject, Request, Response
 from perdure.websocket import WebSocket
+
+from perdure import DurableObject, Request, Response
 from serving import site
 
 COLUMNS = 26

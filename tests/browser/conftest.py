@@ -1,19 +1,20 @@
 """Real browsers on real clusters: Debian's Chromium, headless, on the pages that `examples/start.py` serves.
 
-A person is a browser context with one page; whatever the page's console complains of fails the test.  What the
-pages look like at the end of each test is kept as a picture, in `build/screenshots/` or PERDURE_SCREENSHOTS.
+A person is a browser context with one page; what the page's console complains of fails the test.  What the pages
+look like at the end of each test is kept as a picture, in `build/screenshots/` or PERDURE_SCREENSHOTS.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, WebSocket, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
+
+from browser.person import Person
 from processes.cluster import ROOT, Cluster, running_cluster
 
 # As root, and on machines without Google's hosts.
@@ -23,36 +24,6 @@ ARGUMENTS = (
 )
 PATIENCE_MS = 20_000
 """For what should take well under a second, on a machine that is busy with other things too."""
-# A page that asks again while its cluster is killed cannot help to be told so by the browser.
-EXPECTED = re.compile(r"favicon|net::ERR_|Failed to load resource|WebSocket connection to")
-
-
-class Person:
-    """Somebody in front of a browser of their own."""
-
-    def __init__(self, page: Page, url: str) -> None:
-        self.page = page
-        self._url = url
-        self.complaints: list[str] = []
-        self.sockets: list[WebSocket] = []
-        self.lost_sockets: list[WebSocket] = []
-        """Those that were closed by somebody else than the page."""
-        page.on("console", lambda said: said.type == "error" and self._complain(said.text))
-        page.on("pageerror", lambda error: self._complain(str(error)))
-        page.on("websocket", self._on_socket)
-
-    def _complain(self, text: str) -> None:
-        if not EXPECTED.search(text):
-            self.complaints.append(text)
-
-    def _on_socket(self, socket: WebSocket) -> None:
-        self.sockets.append(socket)
-        socket.on("close", self.lost_sockets.append)
-
-    def open(self, path: str) -> Page:
-        """Goes to a page of the site."""
-        self.page.goto(self._url + path)
-        return self.page
 
 
 @pytest.fixture(scope="session")

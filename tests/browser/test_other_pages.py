@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from playwright.sync_api import expect
 
-from conftest import Person
+from browser.person import Person
 
 Make = Callable[..., Person]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from playwright.sync_api import Locator, Page, expect
-from processes.cluster import Cluster
 
-from conftest import Person
+from browser.person import Person
+from processes.cluster import Cluster
 
 Make = Callable[..., Person]
 
