@@ -1,7 +1,7 @@
 """Real browsers on real clusters: Debian's Chromium, headless, on the pages that `examples/start.py` serves.
 
-A person is a browser context with one page; what the page's console complains of fails the test.  What the pages
-look like at the end of each test is kept as a picture, in `build/screenshots/` or PERDURE_SCREENSHOTS.
+A person is a browser context with one page; what the page's console complains of fails the test.  What
+the pages look like at the end of each test is kept as a picture, in `build/screenshots/` or PERDURE_SCREENSHOTS.
 """
 
 from __future__ import annotations
