@@ -13,7 +13,7 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import getpid
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -77,6 +77,8 @@ class Client:
         self._want_direct = direct
         self._timeout_s = timeout
         self._tables: dict[type, Mapping[str, Method]] = {}
+        self._handlers: dict[int, Callable[[int, int, bytes], None]] = {}
+        self._on_link: Callable[[int, int], None] | None = None
         self._loop: asyncio.AbstractEventLoop
         self._process: int
         """The one that connected."""
@@ -127,6 +129,7 @@ class Client:
             on_death=self._on_death,
             on_drained=self._flush_waiting,
         )
+        self._links.on_up = self._on_up
         self._tick()
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -311,6 +314,26 @@ class Client:
         answer.set_exception(error)
         return Call(answer)
 
+    # --- for gateways: more kinds of message, with the workers' own doors only
+
+    def handle(self, kind: int, handler: Callable[[int, int, bytes], None]) -> None:
+        """From now on ``handler(worker, epoch, body)`` gets the messages of a kind that is no call's."""
+        self._handlers[kind] = handler
+
+    def watch_links(self, on_link: Callable[[int, int], None]) -> None:
+        """From now on ``on_link(worker, epoch)`` is told of each door that this client has connected to."""
+        self._on_link = on_link
+
+    def _on_up(self, worker: int, epoch: int) -> None:
+        if self._on_link is not None:
+            self._on_link(worker, epoch)
+
+    def send_to(self, worker: int, epoch: int, kind: int, body: bytes) -> bool:
+        """Sends a message to that incarnation's door; whether it left (else there is no link to it now)."""
+        return not self._closed and self._links.send(
+            worker, epoch, protocol.header(kind, worker, epoch), body
+        )
+
     # --- messages
 
     def _on_front(self, frames: _Frames) -> None:
@@ -340,6 +363,8 @@ class Client:
             self._follow()
         elif head.kind == protocol.REFUSED:
             self._caller.on_refused(body)
+        elif (handler := self._handlers.get(head.kind)) is not None:
+            handler(worker, epoch, body)
 
     def _on_map(self, slot_map: SlotMap) -> None:
         self._front_closing = False
