@@ -204,6 +204,32 @@ class Limits:
     disk_look_s: float = 30.0
     """The supervisor looks at the free space this often."""
 
+    # --- sockets of clients, in the gateway
+    socket_frame_bytes_max: int = 1 * MIB
+    """Largest message of a WebSocket, in and out; it is held whole, and is part of a call or of a record."""
+    socket_queue_bytes_max: int = 1 * MIB
+    """Messages that wait for one client that does not read; beyond it the client is closed (1013)."""
+    socket_queue_frames_max: int = 1_024
+    """The same as a number of messages."""
+    socket_frame_wait_s: float = 30.0
+    """How long a client's message waits for an object that is not available; then the client is closed."""
+    socket_close_wait_s: float = 10.0
+    """How long a client may take to read its close, and what is before it, until the connection is cut."""
+    socket_ack_s: float = 0.02
+    """Within this time a worker is told that its frames were taken, so that it can delete them."""
+    socket_ack_records: int = 64
+    """At this number of records it is told at once: what a worker keeps stays small under load too."""
+    socket_keepalive_s: float = 1.0
+    """A gateway gives workers with sockets a sign of life this often: five times until it counts as dead."""
+    socket_endings_in_flight_max: int = 256
+    """Ends of sockets that are told to objects at a time: fewer than one object's mailbox takes."""
+    socket_writes_per_tick: int = 256
+    """Clients that are written to in one loop tick, so that a broadcast to thousands holds nobody up."""
+    sockets_per_gateway_max: int = 20_000
+    """WebSockets of one gateway: 20 KB each, and a descriptor, which the process must be allowed."""
+    sockets_per_address_max: int = 1_000
+    """Of these from one client address, so that one client cannot take all; many people may share one."""
+
     # --- misbehaviour
     turn_blocked_s: float = 0.1
     """A step of a turn that keeps the worker's loop for longer is logged: all others wait meanwhile."""
