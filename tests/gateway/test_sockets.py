@@ -75,7 +75,7 @@ def test_an_object_that_stays_unavailable_closes_its_client_after_the_wait(scene
             scene.after(1.6)
             assert attempts < 100
     assert client.got == [Close(1013, "the object is not available")]
-    assert attempts > 20
+    assert attempts > 10
     assert client.may_read_count == 1  # so that the close of the client is read
     told = scene.take("web.closed")
     assert told.args == [client.socket.key, 1013, "the object is not available", False, "down"]
