@@ -291,7 +291,9 @@ class Sockets:
                 if type(counter) is not int or type(written) is not int:
                     raise TypeError("a record has numbers")
                 if self._seats.take(worker, written, counter):
-                    for kind, payload, numbers in entries:
+                    for kind, payload, numbers in (
+                        codec.decode(entries) if type(entries) is bytes else entries
+                    ):
                         self._on_entry(kind, payload, numbers)
                 else:
                     self._seats.repeat(worker, self._clock())

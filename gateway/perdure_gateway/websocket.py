@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from perdure.errors import (
     DeadlineExceeded,
     InvalidArgument,
+    MessageTooLarge,
     NotExecuted,
     OutcomeUnknown,
     Overloaded,
@@ -339,6 +340,8 @@ def _refusal(error: Exception) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
         return 503, b"not available now", [(b"retry-after", str(seconds).encode())]
     if isinstance(error, DeadlineExceeded | OutcomeUnknown):
         return 504, b"no answer in time", []
+    if isinstance(error, MessageTooLarge):
+        return 413, b"this request is too large", []
     if isinstance(error, InvalidArgument):
         return 400, b"this request cannot be understood", []
     if isinstance(error, NotExecuted):
