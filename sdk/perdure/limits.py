@@ -52,6 +52,21 @@ class Limits:
     wire_overhead_bytes: int = 64 * KIB
     """What frames may weigh beyond `message_bytes_max` before ZeroMQ itself cuts the peer off."""
 
+    # --- HTTP
+    http_headers_max: int = 256
+    """Headers of one request or response: more of them are an attack or a mistake."""
+    http_headers_bytes_max: int = 64 * KIB
+    """Their names and values together, as servers and proxies in front bound them."""
+    http_body_inline_bytes: int = 256 * KIB
+    """Up to this size a request's body travels with its call; the rest is pulled in parts of this size."""
+    http_body_bytes_max: int = 100 * MIB
+    """Largest body of a request, and of a streamed reply that is read as a whole: what a handler that asks
+    for all of it holds in memory."""
+    http_part_again_s: float = 1.0
+    """A part of a body that was asked for and does not come is asked for again: a message may be lost."""
+    http_part_wait_s: float = 30.0
+    """A body of which nothing came for this long has lost its sender: it holds its object's turn."""
+
     # --- queues
     client_queue_bytes_max: int = 64 * MIB
     """Calls that a client holds for workers that do not take them; beyond it `Overloaded` at once."""
@@ -203,6 +218,34 @@ class Limits:
     """The same as a share of the file system, whichever is more: large disks also fill up faster."""
     disk_look_s: float = 30.0
     """The supervisor looks at the free space this often."""
+
+    # --- the gateway's connections
+    http_connections_max: int = 20_000
+    """Connections of one gateway, sockets included: 5 KB each while idle, and descriptors must not run out."""
+    http_connections_per_ip_max: int = 1_024
+    """The same from one address: one client must not take all; loopback and trusted proxies are exempt."""
+    http_spare_descriptors: int = 256
+    """Descriptors that connections leave free, whatever `http_connections_max` says: an ipc socket of ZeroMQ
+    aborts its process without one."""
+    http_head_s: float = 10.0
+    """From a connection, or the first byte of a further request, until the headers are complete (slowloris)."""
+    http_keep_alive_s: float = 60.0
+    """How long a connection may lie idle between two requests; browsers and proxies reuse it within that."""
+    http_body_idle_s: float = 10.0
+    """A request's body may pause for this long while it is waited for."""
+    http_body_rate_bytes: int = 4 * KIB
+    """A request's body comes with this many bytes per second on average, after `http_body_idle_s` of grace:
+    less is an attack, or a network over which nothing works."""
+    http_write_stall_s: float = 30.0
+    """A client that takes nothing of a response for this long is cut off: its object may wait for it."""
+    http_linger_s: float = 2.0
+    """How long the rest of a request is read and thrown away after an early answer, so that it arrives."""
+    http_look_s: float = 0.5
+    """Deadlines of connections are looked at this often, all at once: 10,000 of them in 3 ms."""
+    http_json_bytes_max: int = 8 * MIB
+    """Body of a call of a `@public` method: it is decoded as a whole, which takes ten times its memory."""
+    http_tokens_max: int = 10_000
+    """Lines of a token file: each request is compared with the hashes of them all in one look-up."""
 
     # --- misbehaviour
     turn_blocked_s: float = 0.1
