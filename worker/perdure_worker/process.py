@@ -256,6 +256,9 @@ class Worker:
         elif head.kind == protocol.STREAM:
             if head.number == self._config.epoch:
                 self._host.streams.on_message(identity, origin, body)
+        elif head.kind == protocol.PART:
+            if head.number == self._config.epoch:
+                self._host.streams.bodies.on_message(identity, origin, body)
         elif head.kind == protocol.CALL:
             call = protocol.read_call_header(header)
             peer = self._peers.get(identity, origin, raw=True)
@@ -306,10 +309,13 @@ class Worker:
         self._outgoing.send_some()
 
     def _send_replies(self) -> None:
-        if self._peers.dirty:
+        if self._peers.dirty or self._peers.posted:
             for identity, header, body in self._peers.take_messages(msgpack.packb):
                 if identity:
                     self._outgoing.send(identity, header, body)
+                elif header[1] == protocol.PULL:
+                    index, epoch = self._config.index, self._config.epoch
+                    self._loop.call_soon(self._caller.streams.uploads.on_pull, index, epoch, body)
                 else:
                     self._loop.call_soon(self._caller.on_replies, self._config.epoch, body)
 
@@ -349,6 +355,8 @@ class Worker:
             return
         if head.kind == protocol.STREAM:
             self._host.streams.on_message(self._home.identity, self._home.origin, body)
+        elif head.kind == protocol.PART:
+            self._host.streams.bodies.on_message(self._home.identity, self._home.origin, body)
         else:
             self._host.on_calls(self._home, body, head.stamp)
         self._flush()
@@ -360,6 +368,8 @@ class Worker:
             self._caller.on_stale(body)
         elif head.kind == protocol.REFUSED:
             self._caller.on_refused(body)
+        elif head.kind == protocol.PULL:
+            self._caller.streams.uploads.on_pull(worker, epoch, body)
 
     # --- the supervisor
 

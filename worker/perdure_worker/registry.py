@@ -14,8 +14,10 @@ from perdure.converter import describe
 from perdure.fields import DurableField, collect_fields
 from perdure.methods import Method, callable_methods, marks_of
 from perdure.object import DurableObject, namespace_of
+from perdure.web_wire import FETCH
 from perdure_storage import keys
 from perdure_worker import marks
+from perdure_worker.web_methods import make_fetch_method
 
 __all__ = ["ObjectClass", "register"]
 
@@ -52,6 +54,8 @@ class ObjectClass:
         self.version = _version(cls)
         self.migrate = _migration(cls)
         """What runs for an object of an older version; None where there is nothing of the user's."""
+        if (fetch := _handler(cls, "fetch", "request")) is not None:
+            self.methods = {**self.methods, FETCH: make_fetch_method(cls, *fetch)}
         self.alarm = _handler(cls, "alarm", "alarm")
         """What runs when an alarm is due, and whether in a thread; None where the class has no handler."""
         for method in self.methods.values():
@@ -115,7 +119,8 @@ def _handler(cls: type[DurableObject], name: str, *arguments: str) -> tuple[Call
         return None
     where = f"{cls.__qualname__}.{name}"
     if not isinstance(function, FunctionType) or inspect.isgeneratorfunction(function):
-        raise TypeError(f"{where} is a handler: define it as a method, `async def {name}(self, alarm)`")
+        shown = ", ".join(("self", *arguments))
+        raise TypeError(f"{where} is a handler: define it as a method, `async def {name}({shown})`")
     if inspect.isasyncgenfunction(function) or marks_of(function).interleaved:
         raise TypeError(f"{where} is a handler, which can neither stream nor be @interleaved")
     try:
