@@ -221,16 +221,17 @@ class Limits:
 
     # --- the gateway's connections
     http_connections_max: int = 20_000
-    """Connections of one gateway, sockets included: 5 KB each while idle, and descriptors must not run out."""
+    """Connections of one gateway, sockets included: 5 KB each while idle, and a descriptor each."""
     http_connections_per_ip_max: int = 1_024
     """The same from one address: one client must not take all; loopback and trusted proxies are exempt."""
     http_spare_descriptors: int = 256
     """Descriptors that connections leave free, whatever `http_connections_max` says: an ipc socket of ZeroMQ
     aborts its process without one."""
     http_head_s: float = 10.0
-    """From a connection, or the first byte of a further request, until the headers are complete (slowloris)."""
+    """From a connection, or the first byte of a further request, until its headers are complete: slowloris
+    attacks hold connections by sending them slowly."""
     http_keep_alive_s: float = 60.0
-    """How long a connection may lie idle between two requests; browsers and proxies reuse it within that."""
+    """How long a connection may lie idle between two requests; browsers and proxies reuse it until then."""
     http_body_idle_s: float = 10.0
     """A request's body may pause for this long while it is waited for."""
     http_body_rate_bytes: int = 4 * KIB
