@@ -27,6 +27,7 @@ from perdure.channel import Channel, PeerGone, WouldBlock, open_context, open_ro
 from perdure.codec import BadMessage, decode, encode
 from perdure.exits import WorkerExit
 from perdure.limits import Limits
+from perdure.loader import said_reason
 from perdure.locate import boot_id
 from perdure.slotmap import SlotMap
 from perdure_cli.blame import Ending, how_it_ended, judge, last_stack
@@ -61,7 +62,6 @@ from perdure_cli.places import Places, check_bindable
 from perdure_cli.shards import prepare_shards
 from perdure_cli.state import ClusterState
 from perdure_cli.supervision import ChildState, Supervision, Timing
-from perdure_worker.loader import said_reason
 from perdure_worker.marks import Marked, Seen, new_memory, read_memory
 from perdure_worker.quarantine import Blame
 

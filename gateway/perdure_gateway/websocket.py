@@ -11,28 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, MutableMapping
-from typing import Any, Protocol
+from typing import Any
 
-from perdure.errors import (
-    DeadlineExceeded,
-    InvalidArgument,
-    MessageTooLarge,
-    NotExecuted,
-    OutcomeUnknown,
-    Overloaded,
-    ShardUnavailable,
-    UnknownMethod,
-    UnknownNamespace,
-)
+from perdure.client import Client
+from perdure.errors import NotExecuted, RemoteError
 from perdure.limits import Limits
 from perdure.stub import Target
+from perdure.web_wire import check_headers
 from perdure_gateway.admission import Admission
 from perdure_gateway.client_socket import ClientSocket, Close, Frame
+from perdure_gateway.failures import Failure, failure_of
 from perdure_gateway.frames_link import FramesLink
 from perdure_gateway.origins import check_origin, may_upgrade
+from perdure_gateway.paths import Place, raw_path_of
 
-__all__ = ["ABORT", "Reply", "WebSockets"]
+__all__ = ["ABORT", "WebSockets", "refuse"]
 
 log = logging.getLogger("perdure.gateway")
 
@@ -49,21 +44,11 @@ _FAILURES = frozenset({1002, 1003, 1006, 1007, 1009, 1010, 1011, 1012})
 """Codes by which one side says that something went wrong: no orderly end."""
 _FRAMES_AT_ONCE = 64
 """Frames that one client gets before others have their turn."""
-_OF_THE_HANDSHAKE = (b"sec-websocket-", b"content-", b"connection", b"upgrade", b"transfer-encoding", b"date")
-
-
-class Reply(Protocol):
-    """What an object's `fetch` has answered (`perdure.web.WebReply`)."""
-
-    status: int
-    extra: Mapping[str, Any] | None
-
-    @property
-    def headers(self) -> Any:
-        """With `raw`: pairs of bytes."""
-
-    async def read(self) -> bytes:
-        """The body."""
+_OURS = (b"x-perdure-", b"connection", b"keep-alive", b"transfer-encoding", b"upgrade")
+"""Headers that are the gateway's or its server's own business, in both directions."""
+_OF_THE_HANDSHAKE = (b"sec-websocket-", b"content-", b"date")
+_FOREIGN = Failure(403, "ForeignOrigin", "this origin may not open a WebSocket here")
+_FULL = Failure(503, "Overloaded", "there are too many connections", retry_after=5.0)
 
 
 class WebSockets:
@@ -71,85 +56,105 @@ class WebSockets:
 
     def __init__(
         self,
-        link: FramesLink,
-        fetch: Callable[[Target, dict[str, Any]], Awaitable[Reply]],
+        client: Client,
         *,
         origins: Collection[str] = (),
         limits: Limits | None = None,
     ) -> None:
-        """`fetch` sends a request to an object; `origins` are those allowed besides the gateway's own.
+        """For a connected client, in its event loop; `origins` are allowed besides the gateway's own.
 
         Raises `InvalidArgument` for what is no origin.
         """
-        self._link = link
-        self._fetch = fetch
+        limits = limits if limits is not None else Limits()
+        self.client = client
+        self.link = FramesLink(client, limits)
         self._origins = frozenset(map(check_origin, origins))
-        self._admission = Admission(limits if limits is not None else Limits())
+        self._admission = Admission(
+            connections_max=limits.sockets_per_gateway_max, per_address_max=limits.sockets_per_address_max
+        )
 
-    async def serve(self, target: Target, scope: Message, receive: Receive, send: Send) -> None:
+    async def stop(self, timeout_s: float) -> None:
+        """See `FramesLink.stop`."""
+        await self.link.stop(timeout_s)
+
+    def close(self) -> None:
+        """See `FramesLink.close`."""
+        self.link.close()
+
+    async def serve(
+        self, target: Target, scope: Message, receive: Receive, send: Send, place: Place | None = None
+    ) -> None:
         """The whole life of one connection, for an ASGI application; `target` is the object it is for.
 
-        The object's path is what follows `root_path` in the scope.
+        The object sees the path of `place`, by default what follows `root_path` in the scope.
         """
         message = await receive()
         if message["type"] != "websocket.connect":
             return
-        address = str((scope.get("client") or ("",))[0])
+        address = client[0] if (client := scope.get("client")) else None
         if not may_upgrade(scope["headers"], self._origins):
-            await _deny(scope, send, 403, b"this origin may not open a WebSocket here")
+            await _refuse(scope, send, _FOREIGN)
             return
-        status = self._admission.admit(address)
-        if status is not None:
-            await _deny(scope, send, status, b"too many connections", [(b"retry-after", b"5")])
+        if not self._admission.enter(address):
+            await _refuse(scope, send, _FULL)
             return
         try:
-            connection = await self._upgrade(target, scope, send)
+            connection = await self._upgrade(target, scope, send, place)
             if connection is not None:
                 await connection.converse(receive)
         finally:
             self._admission.leave(address)
 
-    async def _upgrade(self, target: Target, scope: Message, send: Send) -> _Connection | None:
+    async def _upgrade(
+        self, target: Target, scope: Message, send: Send, place: Place | None
+    ) -> _Connection | None:
         """Asks the object; the connection if it took the socket, else None, and the client has its answer."""
-        connection = _Connection(self._link, send, scope.get("extensions") or {})
-        socket = connection.socket = self._link.open(target, connection)
-        perhaps = True
+        connection = _Connection(self.link, send, scope.get("extensions") or {})
+        socket = connection.socket = self.link.open(target, connection)
+        perhaps, took = True, False
         try:
-            reply = await self._fetch(target, _request(scope, socket.key))
-            perhaps = False
-            if reply.status == _SWITCHING:
-                await self._accept(connection, scope, send, reply)
+            reply = await self.client.send_request(target, _request(scope, socket.key, place), None)
+            took = reply.status == _SWITCHING
+            headers = [pair for pair in check_headers(reply.headers.raw) if not pair[0].startswith(_OURS)]
+            if took:
+                await self._accept(connection, scope, send, headers, reply.extra or {})
                 return connection
+            perhaps = False
             body = await reply.read()
         except Exception as error:  # users' own exceptions among them
-            perhaps = isinstance(error, OutcomeUnknown)
-            log.info("an upgrade for %s failed: %s", target.namespace, error)
-            await _deny(scope, send, *_refusal(error))
+            if connection.accepted:
+                raise  # the client is gone
+            perhaps = took or not isinstance(error, NotExecuted | RemoteError)
+            await _refuse(scope, send, failure_of(error), error)
             return None
         finally:
             if not connection.accepted:
-                self._link.refused(socket, perhaps_accepted=perhaps)
-        await _deny(scope, send, reply.status, body, list(reply.headers.raw))
+                self.link.refused(socket, perhaps_accepted=perhaps)
+        await _deny(scope, send, reply.status, headers, body)
         return None
 
-    async def _accept(self, connection: _Connection, scope: Message, send: Send, reply: Reply) -> None:
-        extra = reply.extra or {}
+    async def _accept(
+        self,
+        connection: _Connection,
+        scope: Message,
+        send: Send,
+        headers: list[tuple[bytes, bytes]],
+        extra: Mapping[str, Any],
+    ) -> None:
         protocol = extra.get("protocol")
-        headers = [
-            (name, value) for name, value in reply.headers.raw if not name.startswith(_OF_THE_HANDSHAKE)
-        ]
-        message: Message = {"type": "websocket.accept", "headers": headers}
+        kept = [pair for pair in headers if not pair[0].startswith(_OF_THE_HANDSHAKE)]
+        message: Message = {"type": "websocket.accept", "headers": kept}
         if protocol in scope.get("subprotocols", ()):
             message["subprotocol"] = protocol
         connection.accepted = True  # by the object: from now on it hears of the end
         try:
             await send(message)
         except BaseException:
-            self._link.accepted(connection.socket, None)
-            self._link.disconnected(connection.socket, _ABNORMAL, "", False)
+            self.link.accepted(connection.socket, None)
+            self.link.disconnected(connection.socket, _ABNORMAL, "", False)
             raise
         auto = extra.get("auto")
-        self._link.accepted(connection.socket, (auto[0], auto[1]) if auto else None)
+        self.link.accepted(connection.socket, (auto[0], auto[1]) if auto else None)
 
 
 class _Connection:
@@ -309,19 +314,21 @@ def _end(message: Message) -> tuple[int, str, bool]:
     return code, reason or "", code not in _FAILURES
 
 
-def _request(scope: Message, key: bytes) -> dict[str, Any]:
+def _request(scope: Message, key: bytes, place: Place | None) -> dict[str, Any]:
     """The upgrade as a request for `web.fetch`."""
-    path, root_path = scope["path"], scope.get("root_path", "")
-    below = path.removeprefix(root_path) if path.startswith(root_path + "/") else path
+    if place is None:
+        path, root_path, raw_path = scope["path"], scope.get("root_path", ""), raw_path_of(scope)
+        path = (path.removeprefix(root_path) if path.startswith(root_path + "/") else path) or "/"
+    else:
+        path, root_path, raw_path = place.path, place.root_path, place.raw_path
     client = scope.get("client")
-    scheme = {"ws": "http", "wss": "https"}.get(scope.get("scheme", "ws"), "http")
     return {
         "method": "GET",
-        "path": below or "/",
-        "raw_path": scope.get("raw_path") or path.encode(),
+        "path": path,
+        "raw_path": raw_path,
         "query": scope.get("query_string", b""),
-        "headers": [[name, value] for name, value in scope["headers"]],
-        "scheme": scheme,
+        "headers": [list(pair) for pair in scope["headers"] if not pair[0].startswith(b"x-perdure-")],
+        "scheme": "https" if scope.get("scheme") == "wss" else "http",
         "client": [client[0], client[1]] if client else None,
         "root_path": root_path,
         "body": b"",
@@ -331,33 +338,27 @@ def _request(scope: Message, key: bytes) -> dict[str, Any]:
     }
 
 
-def _refusal(error: Exception) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
-    """Status, body and headers for an upgrade that failed; what happened inside is not told to strangers."""
-    if isinstance(error, UnknownNamespace | UnknownMethod):
-        return 404, b"there is nothing here", []
-    if isinstance(error, Overloaded | ShardUnavailable):
-        seconds = max(1, round(error.retry_after)) if isinstance(error, Overloaded) else 1
-        return 503, b"not available now", [(b"retry-after", str(seconds).encode())]
-    if isinstance(error, DeadlineExceeded | OutcomeUnknown):
-        return 504, b"no answer in time", []
-    if isinstance(error, MessageTooLarge):
-        return 413, b"this request is too large", []
-    if isinstance(error, InvalidArgument):
-        return 400, b"this request cannot be understood", []
-    if isinstance(error, NotExecuted):
-        return 503, b"not available now", []
-    return 500, b"internal error", []
-
-
 async def _deny(
-    scope: Message, send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None
+    scope: Message, send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
     """An HTTP answer to an upgrade; servers without the extension can only refuse (403)."""
     if _DENIAL not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close"})
         return
-    given = list(headers or ())
-    if not any(name == b"content-type" for name, _ in given):
-        given.append((b"content-type", b"text/plain; charset=utf-8"))
-    await send({"type": _DENIAL + ".start", "status": status, "headers": given})
+    await send({"type": _DENIAL + ".start", "status": status, "headers": headers})
     await send({"type": _DENIAL + ".body", "body": body})
+
+
+async def refuse(scope: Message, receive: Receive, send: Send, error: Exception) -> None:
+    """The answer to an upgrade that leads to no object."""
+    if (await receive())["type"] == "websocket.connect":
+        await _refuse(scope, send, failure_of(error), error)
+
+
+async def _refuse(scope: Message, send: Send, failure: Failure, error: Exception | None = None) -> None:
+    error_id = ""
+    if failure.internal:
+        error_id = secrets.token_hex(8)
+        log.error("an upgrade failed: %s", error, extra={"error_id": error_id}, exc_info=error)
+    body = failure.body(error_id)
+    await _deny(scope, send, failure.status, failure.all_headers(len(body)), body)

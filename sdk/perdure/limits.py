@@ -241,9 +241,38 @@ class Limits:
     socket_writes_per_tick: int = 256
     """Clients that are written to in one loop tick, so that a broadcast to thousands holds nobody up."""
     sockets_per_gateway_max: int = 20_000
-    """WebSockets of one gateway: 20 KB each, and a descriptor, which the process must be allowed."""
-    sockets_per_address_max: int = 1_000
-    """Of these from one client address, so that one client cannot take all; many people may share one."""
+    """WebSockets of one gateway, whatever server it stands in: 20 KB each, and a descriptor."""
+    sockets_per_address_max: int = 1_024
+    """The same from one address, loopback exempt: one client must not take all, but many may share one."""
+
+    # --- the gateway's connections
+    http_connections_max: int = 20_000
+    """Connections of one gateway, sockets included: 5 KB each while idle, and a descriptor each."""
+    http_connections_per_ip_max: int = 1_024
+    """The same from one address: one client must not take all; loopback and trusted proxies are exempt."""
+    http_spare_descriptors: int = 256
+    """Descriptors that connections leave free, whatever `http_connections_max` says: an ipc socket of ZeroMQ
+    aborts its process without one."""
+    http_head_s: float = 10.0
+    """From a connection, or the first byte of a further request, until its headers are complete: slowloris
+    attacks hold connections by sending them slowly."""
+    http_keep_alive_s: float = 60.0
+    """How long a connection may lie idle between two requests; browsers and proxies reuse it until then."""
+    http_body_idle_s: float = 10.0
+    """A request's body may pause for this long while it is waited for."""
+    http_body_rate_bytes: int = 4 * KIB
+    """A request's body comes with this many bytes per second on average, after `http_body_idle_s` of grace:
+    less is an attack, or a network over which nothing works."""
+    http_write_stall_s: float = 30.0
+    """A client that takes nothing of a response for this long is cut off: its object may wait for it."""
+    http_linger_s: float = 2.0
+    """How long the rest of a request is read and thrown away after an early answer, so that it arrives."""
+    http_look_s: float = 0.5
+    """Deadlines of connections are looked at this often, all at once: 10,000 of them in 3 ms."""
+    http_json_bytes_max: int = 8 * MIB
+    """Body of a call of a `@public` method: it is decoded as a whole, which takes ten times its memory."""
+    http_tokens_max: int = 10_000
+    """Lines of a token file: each request is compared with the hashes of them all in one look-up."""
 
     # --- misbehaviour
     turn_blocked_s: float = 0.1

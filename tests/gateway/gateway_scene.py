@@ -14,7 +14,6 @@ from perdure.errors import PerdureError, RemoteError, to_wire
 from perdure.limits import Limits
 from perdure.protocol import Item
 from perdure.stub import Target, make_target
-from perdure_gateway.frames_link import FramesLink
 from perdure_gateway.websocket import WebSockets
 from sdk.fake_cluster import Door, FakeCluster, Message, fake_cluster, soon
 
@@ -171,9 +170,9 @@ class Browser:
 class GatewayScene:
     """A gateway whose clients and workers the test plays."""
 
-    def __init__(self, cluster: FakeCluster, link: FramesLink, websockets: WebSockets) -> None:
+    def __init__(self, cluster: FakeCluster, websockets: WebSockets) -> None:
         self.cluster = cluster
-        self.link = link
+        self.link = websockets.link
         self.websockets = websockets
         self.workers = [Worker(door) for door in cluster.doors]
         self.browsers: list[Browser] = []
@@ -209,18 +208,12 @@ async def gateway_scene(
 ) -> AsyncIterator[GatewayScene]:
     async with fake_cluster(folder, workers) as cluster, connect(cluster.url) as client:
         chosen = replace(Limits(), **limits)
-        link = FramesLink(client, chosen)
-        websockets = WebSockets(
-            link,
-            lambda target, request: client.send_request(target, request, None),
-            origins=origins,
-            limits=chosen,
-        )
-        scene = GatewayScene(cluster, link, websockets)
+        websockets = WebSockets(client, origins=origins, limits=chosen)
+        scene = GatewayScene(cluster, websockets)
         yield scene
         for browser in scene.browsers:
             browser.task.cancel()
         await asyncio.gather(*(browser.task for browser in scene.browsers), return_exceptions=True)
-        link.close()
+        scene.link.close()
         for worker in scene.workers:
             await worker.close()

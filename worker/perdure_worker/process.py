@@ -32,6 +32,7 @@ from perdure.errors import InvalidArgument, PerdureError, ShardUnavailable, to_w
 from perdure.exits import WorkerExit
 from perdure.limits import Limits
 from perdure.links import DoorLinks
+from perdure.loader import ApplicationError, is_first_to_say
 from perdure.remote_errors import ExceptionLoader
 from perdure.slotmap import slot_map_from_wire
 from perdure_storage.commit import Committer
@@ -42,7 +43,7 @@ from perdure_storage.shard import open_shard
 from perdure_worker.config import WorkerConfig
 from perdure_worker.guard import Guard
 from perdure_worker.host import Host
-from perdure_worker.loader import ApplicationError, is_first_to_say, load_application
+from perdure_worker.loader import load_application
 from perdure_worker.outgoing import Outgoing
 from perdure_worker.peers import Peer, Peers
 from perdure_worker.registry import ObjectClass
