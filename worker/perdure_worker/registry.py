@@ -16,6 +16,7 @@ from perdure.methods import Method, callable_methods, marks_of
 from perdure.object import DurableObject, namespace_of
 from perdure_storage import keys
 from perdure_worker import marks
+from perdure_worker.socket_methods import SocketHandlers, socket_methods
 
 __all__ = ["ObjectClass", "register"]
 
@@ -33,6 +34,7 @@ class ObjectClass:
         "migrate",
         "namespace",
         "row_heads",
+        "sockets",
         "start_mark",
         "version",
     )
@@ -54,6 +56,14 @@ class ObjectClass:
         """What runs for an object of an older version; None where there is nothing of the user's."""
         self.alarm = _handler(cls, "alarm", "alarm")
         """What runs when an alarm is due, and whether in a thread; None where the class has no handler."""
+        self.sockets = SocketHandlers(
+            _handler(cls, "websocket_message", "ws", "message"),
+            _handler(cls, "websocket_close", "ws", "code", "reason", "was_clean"),
+            _handler(cls, "websocket_error", "ws", "error"),
+        )
+        """What runs for messages and ends of WebSockets."""
+        if any(self.sockets) or inspect.getattr_static(cls, "fetch", None) is not None:
+            self.methods = {**self.methods, **socket_methods(cls, self.sockets)}
         for method in self.methods.values():
             method.mark = marks.describe(self.namespace, method.name)
             if method.interleaved and method.is_generator:
@@ -115,7 +125,8 @@ def _handler(cls: type[DurableObject], name: str, *arguments: str) -> tuple[Call
         return None
     where = f"{cls.__qualname__}.{name}"
     if not isinstance(function, FunctionType) or inspect.isgeneratorfunction(function):
-        raise TypeError(f"{where} is a handler: define it as a method, `async def {name}(self, alarm)`")
+        listed = ", ".join(("self", *arguments))
+        raise TypeError(f"{where} is a handler: define it as a method, `async def {name}({listed})`")
     if inspect.isasyncgenfunction(function) or marks_of(function).interleaved:
         raise TypeError(f"{where} is a handler, which can neither stream nor be @interleaved")
     try:
