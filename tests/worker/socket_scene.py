@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -352,5 +352,26 @@ class Room(DurableObject):
         await self.storage.delete_all()
 
 
-def numbers(values: Iterable[Any]) -> list[int]:
-    return [int(value) for value in values]
+def taker(**accepted: Any) -> type[Any]:
+    """A class that accepts sockets so."""
+
+    class Taker(DurableObject):
+        async def fetch(self, request: Any) -> Any:
+            return self.ctx.accept_websocket(request, **accepted)
+
+        async def say(self, message: Any) -> None:
+            for ws in self.ctx.websockets():
+                ws.send(message)
+
+        async def attach(self, value: Any) -> None:
+            for ws in self.ctx.websockets():
+                ws.attachment = value
+
+        async def close(self, code: Any, reason: Any) -> None:
+            for ws in self.ctx.websockets():
+                ws.close(code, reason)
+
+        async def auto(self, request: Any, response: Any) -> None:
+            self.ctx.set_websocket_auto_response(request, response)
+
+    return Taker

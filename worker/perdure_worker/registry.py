@@ -72,6 +72,11 @@ class ObjectClass:
                     "a stream is one serial turn of its object: leave out @interleaved"
                 )
 
+    @property
+    def method_names(self) -> str:
+        """What can be called by name, for messages: without the entries for gateways, which have a dot."""
+        return ", ".join(sorted(name for name in self.methods if "." not in name)) or "none"
+
     def place(self, slot_count: int) -> None:
         """Called once by the host, which knows how many slots there are."""
         nobody = bytes(keys.ID_BYTES)
