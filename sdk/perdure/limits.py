@@ -155,6 +155,34 @@ class Limits:
     """Calls that a client sends again in a second; what is more waits longer, so that a cluster that lost a
     worker is not hit again by everybody at once."""
 
+    # --- WebSockets
+    socket_tags_max: int = 10
+    """Tags of one WebSocket (Cloudflare's number): they are looked up, and written with each change of it."""
+    socket_tag_chars_max: int = 256
+    """Longest tag of a WebSocket."""
+    socket_attachment_bytes_max: int = 16 * KIB
+    """Largest encoded attachment of a WebSocket; ten thousand of an object are read in one go."""
+    socket_protocol_chars_max: int = 256
+    """Longest subprotocol that an object may choose; it travels in a header."""
+    sockets_per_object_max: int = 10_000
+    """WebSockets of one object: all are in memory while one of them is looked at."""
+    socket_frame_bytes_max: int = 1 * MIB
+    """Largest message of a WebSocket, in and out: it is held by gateway, worker and log at the same time."""
+    socket_auto_response_chars_max: int = 2_048
+    """Longest text of an automatic response, and of what it answers (Cloudflare's number)."""
+    frames_record_entries_max: int = 4_096
+    """Different frames in one record of the log: more are cut, so that no message has too many lists."""
+    frames_unacked_bytes_max: int = 8 * MIB
+    """Frames that a worker sends a gateway beyond what that has taken; the rest stays on disk meanwhile."""
+    frames_unacked_max: int = 8_192
+    """The same in records."""
+    frames_log_bytes_max: int = 512 * MIB
+    """Frames that a gateway which is heard from does not take; beyond it, it is given up as lost."""
+    gateways_max: int = 256
+    """Gateways that a worker knows, lost ones included: a few, and one more with each restart of one."""
+    gateway_closes_max: int = 512
+    """Sockets of a lost gateway that are closed at a time, so that others' calls keep flowing."""
+
     # --- times
     call_timeout_s: float = 30.0
     """Deadline of a call that names none: as long as people and proxies wait."""
@@ -190,6 +218,10 @@ class Limits:
     """Ordered shutdown: how long running turns may take; what stops a service waits 10 s or more."""
     goodbye_timeout_s: float = 1.0
     """Ordered shutdown: how long peers may take to acknowledge a closing door; milliseconds are usual."""
+    gateway_lost_s: float = 5.0
+    """A gateway that says nothing to a worker for this long is lost, and its sockets are closed (1006)."""
+    gateway_lost_kept_s: float = 86_400.0
+    """A lost gateway is remembered for a day, to be told of it should it only have been asleep."""
     reply_ttl_s: float = 7_200.0
     """Recorded replies are kept this long at least: twice the longest deadline until which clients retry."""
     reply_named_ttl_s: float = 86_400.0
@@ -220,8 +252,6 @@ class Limits:
     """The supervisor looks at the free space this often."""
 
     # --- sockets of clients, in the gateway
-    socket_frame_bytes_max: int = 1 * MIB
-    """Largest message of a WebSocket, in and out; it is held whole, and is part of a call or of a record."""
     socket_queue_bytes_max: int = 1 * MIB
     """Messages that wait for one client that does not read; beyond it the client is closed (1013)."""
     socket_queue_frames_max: int = 1_024

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,9 +23,11 @@ from perdure.streams import Stream
 from perdure.stub import Call, Stub, Target, make_target
 from perdure.web import WebReply, make_request, send_request
 from perdure.web_wire import FETCH
+from perdure.websocket import WebSocket, WebSocketResponse
 from perdure_worker.clients import Request, nested_path
 from perdure_worker.interleaving import Exclusive
 from perdure_worker.object_outbox import ObjectOutbox
+from perdure_worker.sockets import sockets_of
 from perdure_worker.turns import CURRENT, TURN_CHAIN, TURN_DEADLINE, TURN_METHOD, TURN_REQUEST
 
 if TYPE_CHECKING:
@@ -100,6 +102,25 @@ class HostCell:
     def exclusive(self) -> Exclusive:
         """See `Context.exclusive`."""
         return Exclusive(self._host, self._resident)
+
+    def accept_websocket(
+        self,
+        request: Any,
+        *,
+        tags: Iterable[str] = (),
+        attachment: Any = None,
+        protocol: str | None = None,
+    ) -> WebSocketResponse:
+        """See `Context.accept_websocket`."""
+        return sockets_of(self._host, self._resident).accept(request, tags, attachment, protocol)
+
+    def websockets(self, tag: str | None = None) -> list[WebSocket]:
+        """See `Context.websockets`."""
+        return sockets_of(self._host, self._resident).listed(tag)
+
+    def set_websocket_auto_response(self, request: str | None, response: str | None) -> None:
+        """See `Context.set_websocket_auto_response`."""
+        sockets_of(self._host, self._resident).set_auto_response(request, response)
 
     @property
     def old_fields(self) -> dict[str, Any]:

@@ -120,6 +120,7 @@ class Worker:
             want_turns=self._want_turns,
             marks=guard.marks,
             quarantine=guard.quarantine,
+            send_frames=self._send_frames,
         )
         self._host = Host(_host_settings(config), parts)
         self._links = DoorLinks(
@@ -259,6 +260,9 @@ class Worker:
         elif head.kind == protocol.PART:
             if head.number == self._config.epoch:
                 self._host.streams.bodies.on_message(identity, origin, body)
+        elif head.kind == protocol.SOCKETS:
+            if head.number == self._config.epoch:
+                self._host.gateways.on_message(identity, origin, body)
         elif head.kind == protocol.CALL:
             call = protocol.read_call_header(header)
             peer = self._peers.get(identity, origin, raw=True)
@@ -307,6 +311,12 @@ class Worker:
         self._committer.flush()
         self._send_replies()
         self._outgoing.send_some()
+        if self._host.gateways.waiting:
+            self._host.gateways.send()
+
+    def _send_frames(self, identity: bytes, body: bytes) -> bool | None:
+        header = protocol.header(protocol.FRAMES, self._config.index, self._config.epoch)
+        return self._outgoing.try_send(identity, header, body)
 
     def _send_replies(self) -> None:
         if self._peers.dirty or self._peers.posted:
@@ -420,6 +430,7 @@ class Worker:
     def _tick(self) -> None:
         self._later(_TICK_S, self._tick)
         self._host.tick()
+        self._host.gateways.tick(reading=self._host.has_room and not self._host.draining)
         self._caller.tick()
         self._host.evict_idle()
         self._flush()
@@ -476,6 +487,7 @@ def _host_settings(config: WorkerConfig) -> HostSettings:
         slot_count=config.slot_count,
         idle_evict_s=config.idle_evict_s,
         live_objects_max=config.live_objects_max,
+        epoch=config.epoch,
         tracebacks=config.dev,
     )
 
