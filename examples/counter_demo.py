@@ -48,7 +48,7 @@ async def running_cluster(
         *(sys.executable, "-m", "perdure_cli", "run", str(HERE / "counter.py")),
         *("--data", str(data), "--workers", str(workers)),
         # What goes wrong is shown between the counts, the rest of the log would hide them.
-        *("--no-log-json", "--log-level", "warning"),
+        *("--no-log-json", "--log-level", "warning", "--http", "off"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         # Ctrl+C in the terminal shall reach this process alone, which then stops the cluster once.

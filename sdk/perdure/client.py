@@ -13,7 +13,7 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import getpid
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -38,6 +38,8 @@ from perdure.remote_errors import ExceptionLoader
 from perdure.slotmap import SlotMap, slot_map_from_wire
 from perdure.streams import Stream
 from perdure.stub import Call, Stub, Target, make_target
+from perdure.web import WebReply, make_request, send_request
+from perdure.web_wire import FETCH
 
 __all__ = ["Client", "connect"]
 
@@ -77,6 +79,8 @@ class Client:
         self._want_direct = direct
         self._timeout_s = timeout
         self._tables: dict[type, Mapping[str, Method]] = {}
+        self._handlers: dict[int, Callable[[int, int, bytes], None]] = {}
+        self._on_link: Callable[[int, int], None] | None = None
         self._loop: asyncio.AbstractEventLoop
         self._process: int
         """The one that connected."""
@@ -112,6 +116,7 @@ class Client:
             want_map=self._greet,
         )
         self._caller.streams.call_soon = loop.call_soon_threadsafe
+        self._handlers[protocol.PULL] = self._caller.streams.uploads.on_pull
         self._start, self._create_future = self._caller.call, loop.create_future
         self._context = open_context()
         try:
@@ -127,6 +132,7 @@ class Client:
             on_death=self._on_death,
             on_drained=self._flush_waiting,
         )
+        self._links.on_up = self._on_up
         self._tick()
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -292,6 +298,24 @@ class Client:
         call = self.start(target, method, args, kwargs, spec, request)
         return call.stream(self._caller.streams.leave)
 
+    async def fetch(
+        self, target: Target, request: Any, *, named: Request | None = None, **options: Any
+    ) -> WebReply:
+        """See `perdure.stub.Sender`; `named` is for `NamedRequests`."""
+        made, source = make_request(request, **options)
+        return await self.send_request(target, made, source, named)
+
+    async def send_request(
+        self, target: Target, request: dict[str, Any], source: Any, named: Request | None = None
+    ) -> WebReply:
+        """Sends a checked request to an object; see `perdure.web.fetch`."""
+
+        def start(complete: dict[str, Any]) -> Stream[Any]:
+            return self.start_stream(target, FETCH, [complete], None, None, named)
+
+        uploads = self._caller.streams.uploads
+        return await send_request(start, uploads, request, source, pulls=self._direct)
+
     def issue(
         self,
         target: Target,
@@ -310,6 +334,26 @@ class Client:
         answer = self._loop.create_future()
         answer.set_exception(error)
         return Call(answer)
+
+    # --- for gateways: more kinds of message, with the workers' own doors only
+
+    def handle(self, kind: int, handler: Callable[[int, int, bytes], None]) -> None:
+        """From now on ``handler(worker, epoch, body)`` gets the messages of a kind that is no call's."""
+        self._handlers[kind] = handler
+
+    def watch_links(self, on_link: Callable[[int, int], None]) -> None:
+        """From now on ``on_link(worker, epoch)`` is told of each door that this client has connected to."""
+        self._on_link = on_link
+
+    def _on_up(self, worker: int, epoch: int) -> None:
+        if self._on_link is not None:
+            self._on_link(worker, epoch)
+
+    def send_to(self, worker: int, epoch: int, kind: int, body: bytes) -> bool:
+        """Sends a message to that incarnation's door; whether it left (else there is no link to it now)."""
+        return not self._closed and self._links.send(
+            worker, epoch, protocol.header(kind, worker, epoch), body
+        )
 
     # --- messages
 
@@ -340,6 +384,8 @@ class Client:
             self._follow()
         elif head.kind == protocol.REFUSED:
             self._caller.on_refused(body)
+        elif (handler := self._handlers.get(head.kind)) is not None:
+            handler(worker, epoch, body)
 
     def _on_map(self, slot_map: SlotMap) -> None:
         self._front_closing = False

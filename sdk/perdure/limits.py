@@ -52,6 +52,21 @@ class Limits:
     wire_overhead_bytes: int = 64 * KIB
     """What frames may weigh beyond `message_bytes_max` before ZeroMQ itself cuts the peer off."""
 
+    # --- HTTP
+    http_headers_max: int = 256
+    """Headers of one request or response: more of them are an attack or a mistake."""
+    http_headers_bytes_max: int = 64 * KIB
+    """Their names and values together, as servers and proxies in front bound them."""
+    http_body_inline_bytes: int = 256 * KIB
+    """Up to this size a request's body travels with its call; the rest is pulled in parts of this size."""
+    http_body_bytes_max: int = 100 * MIB
+    """Largest body of a request, and of a streamed reply that is read as a whole: what a handler that asks
+    for all of it holds in memory."""
+    http_part_again_s: float = 1.0
+    """A part of a body that was asked for and does not come is asked for again: a message may be lost."""
+    http_part_wait_s: float = 30.0
+    """A body of which nothing came for this long has lost its sender: it holds its object's turn."""
+
     # --- queues
     client_queue_bytes_max: int = 64 * MIB
     """Calls that a client holds for workers that do not take them; beyond it `Overloaded` at once."""
@@ -140,6 +155,34 @@ class Limits:
     """Calls that a client sends again in a second; what is more waits longer, so that a cluster that lost a
     worker is not hit again by everybody at once."""
 
+    # --- WebSockets
+    socket_tags_max: int = 10
+    """Tags of one WebSocket (Cloudflare's number): they are looked up, and written with each change of it."""
+    socket_tag_chars_max: int = 256
+    """Longest tag of a WebSocket."""
+    socket_attachment_bytes_max: int = 16 * KIB
+    """Largest encoded attachment of a WebSocket; ten thousand of an object are read in one go."""
+    socket_protocol_chars_max: int = 256
+    """Longest subprotocol that an object may choose; it travels in a header."""
+    sockets_per_object_max: int = 10_000
+    """WebSockets of one object: all are in memory while one of them is looked at."""
+    socket_frame_bytes_max: int = 1 * MIB
+    """Largest message of a WebSocket, in and out: it is held by gateway, worker and log at the same time."""
+    socket_auto_response_chars_max: int = 2_048
+    """Longest text of an automatic response, and of what it answers (Cloudflare's number)."""
+    frames_record_entries_max: int = 4_096
+    """Different frames in one record of the log: more are cut, so that no message has too many lists."""
+    frames_unacked_bytes_max: int = 8 * MIB
+    """Frames that a worker sends a gateway beyond what that has taken; the rest stays on disk meanwhile."""
+    frames_unacked_max: int = 8_192
+    """The same in records."""
+    frames_log_bytes_max: int = 512 * MIB
+    """Frames that a gateway which is heard from does not take; beyond it, it is given up as lost."""
+    gateways_max: int = 256
+    """Gateways that a worker knows, lost ones included: a few, and one more with each restart of one."""
+    gateway_closes_max: int = 512
+    """Sockets of a lost gateway that are closed at a time, so that others' calls keep flowing."""
+
     # --- times
     call_timeout_s: float = 30.0
     """Deadline of a call that names none: as long as people and proxies wait."""
@@ -175,6 +218,10 @@ class Limits:
     """Ordered shutdown: how long running turns may take; what stops a service waits 10 s or more."""
     goodbye_timeout_s: float = 1.0
     """Ordered shutdown: how long peers may take to acknowledge a closing door; milliseconds are usual."""
+    gateway_lost_s: float = 5.0
+    """A gateway that says nothing to a worker for this long is lost, and its sockets are closed (1006)."""
+    gateway_lost_kept_s: float = 86_400.0
+    """A lost gateway is remembered for a day, to be told of it should it only have been asleep."""
     reply_ttl_s: float = 7_200.0
     """Recorded replies are kept this long at least: twice the longest deadline until which clients retry."""
     reply_named_ttl_s: float = 86_400.0
@@ -203,6 +250,59 @@ class Limits:
     """The same as a share of the file system, whichever is more: large disks also fill up faster."""
     disk_look_s: float = 30.0
     """The supervisor looks at the free space this often."""
+
+    # --- sockets of clients, in the gateway
+    socket_queue_bytes_max: int = 1 * MIB
+    """Messages that wait for one client that does not read; beyond it the client is closed (1013)."""
+    socket_queue_frames_max: int = 1_024
+    """The same as a number of messages."""
+    socket_frame_wait_s: float = 30.0
+    """How long a client's message waits for an object that is not available; then the client is closed."""
+    socket_close_wait_s: float = 10.0
+    """How long a client may take to read its close, and what is before it, until the connection is cut."""
+    socket_ack_s: float = 0.02
+    """Within this time a worker is told that its frames were taken, so that it can delete them."""
+    socket_ack_records: int = 64
+    """At this number of records it is told at once: what a worker keeps stays small under load too."""
+    socket_keepalive_s: float = 1.0
+    """A gateway gives workers with sockets a sign of life this often: five times until it counts as dead."""
+    socket_endings_in_flight_max: int = 256
+    """Ends of sockets that are told to objects at a time: fewer than one object's mailbox takes."""
+    socket_writes_per_tick: int = 256
+    """Clients that are written to in one loop tick, so that a broadcast to thousands holds nobody up."""
+    sockets_per_gateway_max: int = 20_000
+    """WebSockets of one gateway, whatever server it stands in: 20 KB each, and a descriptor."""
+    sockets_per_address_max: int = 1_024
+    """The same from one address, loopback exempt: one client must not take all, but many may share one."""
+
+    # --- the gateway's connections
+    http_connections_max: int = 20_000
+    """Connections of one gateway, sockets included: 5 KB each while idle, and a descriptor each."""
+    http_connections_per_ip_max: int = 1_024
+    """The same from one address: one client must not take all; loopback and trusted proxies are exempt."""
+    http_spare_descriptors: int = 256
+    """Descriptors that connections leave free, whatever `http_connections_max` says: an ipc socket of ZeroMQ
+    aborts its process without one."""
+    http_head_s: float = 10.0
+    """From a connection, or the first byte of a further request, until its headers are complete: slowloris
+    attacks hold connections by sending them slowly."""
+    http_keep_alive_s: float = 60.0
+    """How long a connection may lie idle between two requests; browsers and proxies reuse it until then."""
+    http_body_idle_s: float = 10.0
+    """A request's body may pause for this long while it is waited for."""
+    http_body_rate_bytes: int = 4 * KIB
+    """A request's body comes with this many bytes per second on average, after `http_body_idle_s` of grace:
+    less is an attack, or a network over which nothing works."""
+    http_write_stall_s: float = 30.0
+    """A client that takes nothing of a response for this long is cut off: its object may wait for it."""
+    http_linger_s: float = 2.0
+    """How long the rest of a request is read and thrown away after an early answer, so that it arrives."""
+    http_look_s: float = 0.5
+    """Deadlines of connections are looked at this often, all at once: 10,000 of them in 3 ms."""
+    http_json_bytes_max: int = 8 * MIB
+    """Body of a call of a `@public` method: it is decoded as a whole, which takes ten times its memory."""
+    http_tokens_max: int = 10_000
+    """Lines of a token file: each request is compared with the hashes of them all in one look-up."""
 
     # --- misbehaviour
     turn_blocked_s: float = 0.1

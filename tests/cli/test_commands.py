@@ -129,7 +129,11 @@ def test_a_directory_of_another_engine_is_refused(cluster: Cluster, app: Path) -
         (["run", "app", "--workers", "1025"], "--workers"),
         (["run", "app", "--engine", "sqlite"], "--engine"),
         (["run", "app", "--idle-evict", "0"], "--idle-evict"),
-        (["run", "app", "--http", "127.0.0.1:80"], "--http"),
+        (["run", "app", "--http", "8080"], "--http takes HOST:PORT"),
+        (["run", "app", "--http", "::1:8080"], "--http takes HOST:PORT"),
+        (["run", "app", "--http", "127.0.0.1:65536"], "--http takes HOST:PORT"),
+        (["run", "app", "--allow-origin", "example.org"], "--allow-origin takes an origin"),
+        (["run", "app", "--trusted-proxy", "proxy"], "--trusted-proxy takes an address"),
     ],
 )
 def test_a_wrong_command_line_is_explained_and_exits_with_2(

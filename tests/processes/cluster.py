@@ -37,6 +37,7 @@ DEADLINE_S = 20.0
 POLL_S = 0.01
 CONNECT_S = 2.0
 LOG_LINES_SHOWN = 40
+CHILDREN = ("perdure_router", "perdure_worker", "perdure_gateway")
 
 
 @dataclass(frozen=True, order=True)
@@ -44,7 +45,7 @@ class Child:
     """A process that the supervisor started, as its command line tells."""
 
     role: str
-    """"router" or "worker"."""
+    """"router", "worker" or "gateway"."""
     index: int
     epoch: int
     pid: int
@@ -72,7 +73,10 @@ class Cluster:
             self._supervisor = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "perdure_cli", "run", self.app, "--data", str(self.data)),
-                    *("--workers", str(self.workers), "--log-json", *self._options),
+                    *("--workers", str(self.workers), "--log-json"),
+                    # Several clusters run at once: a gateway takes a port that is free, if one is wanted.
+                    *(() if "--http" in self._options else ("--http", "off")),
+                    *self._options,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -131,6 +135,16 @@ class Cluster:
     def url(self) -> str:
         """The router's URL."""
         return self._endpoint.read_text("utf-8").strip()
+
+    @property
+    def http(self) -> str:
+        """The gateway's URL, of a cluster that was started with ``--http 127.0.0.1:0``."""
+        return (self.data / "http").read_text("utf-8").strip()
+
+    @property
+    def gateway_pid(self) -> int:
+        """The gateway's process; waits while there is none."""
+        return self._pids("gateway", 1)[0]
 
     @property
     def router_pid(self) -> int:
@@ -265,7 +279,7 @@ def _child(pid: str) -> Child | None:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    module = next((word for word in command if word in ("perdure_router", "perdure_worker")), None)
+    module = next((word for word in command if word in CHILDREN), None)
     if module is None or not is_running(int(pid)):
         return None
     config = json.loads(command[command.index(module) + 1])

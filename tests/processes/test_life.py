@@ -230,7 +230,10 @@ def test_a_missing_file_and_a_missing_module_are_named(tmp_path: Path) -> None:
 
 def run_to_its_end(app: Path | str, data: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "perdure_cli", "run", str(app), "--data", str(data), "--workers", "2"],
+        [
+            *(sys.executable, "-m", "perdure_cli", "run", str(app), "--data", str(data), "--workers", "2"),
+            *("--http", "off"),
+        ],
         capture_output=True,
         text=True,
         env=environment(),

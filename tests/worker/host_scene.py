@@ -177,6 +177,8 @@ class Scene:
         """Of the messages with replies that have left."""
         self.probes: list[bytes] = []
         """Who was sent something that asks for nothing."""
+        self.on_frames: Callable[[bytes, bytes], bool | None] = lambda identity, body: None
+        """The connections of gateways."""
         self._wanted = {"flush": False, "turns": False}
         self._home = Peer(b"", None, raw=False)
         self.loop.set_exception_handler(lambda _, context: self.loop_errors.append(context))
@@ -212,6 +214,7 @@ class Scene:
                 want_turns=lambda: self._want("turns", self._run_waiting),
                 wall_clock=wall_clock or self.wall_clock,
                 randomness=random.Random(len(self.engine.disk)),
+                send_frames=lambda identity, body: self.on_frames(identity, body),
             ),
         )
 
@@ -246,6 +249,7 @@ class Scene:
                 for reply in [codec.decode(body)] if is_raw else codec.decode(body):
                     self.replies_to(identity).append(reply)
                     self.by_sequence.setdefault((identity, reply[0]), []).append(reply)
+        self.host.gateways.send()
 
     def _flush_caller(self) -> None:
         self.caller.flush(self._send_home)
@@ -310,6 +314,7 @@ class Scene:
 
     def tick(self) -> None:
         self.host.tick()
+        self.host.gateways.tick(reading=True)
         self.caller.tick()
 
     def wait(self, condition: Callable[[], bool]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,9 +21,13 @@ from perdure.object import namespace_of
 from perdure.plain import SCALARS
 from perdure.streams import Stream
 from perdure.stub import Call, Stub, Target, make_target
+from perdure.web import WebReply, make_request, send_request
+from perdure.web_wire import FETCH
+from perdure.websocket import WebSocket, WebSocketResponse
 from perdure_worker.clients import Request, nested_path
 from perdure_worker.interleaving import Exclusive
 from perdure_worker.object_outbox import ObjectOutbox
+from perdure_worker.sockets import sockets_of
 from perdure_worker.turns import CURRENT, TURN_CHAIN, TURN_DEADLINE, TURN_METHOD, TURN_REQUEST
 
 if TYPE_CHECKING:
@@ -99,6 +103,25 @@ class HostCell:
         """See `Context.exclusive`."""
         return Exclusive(self._host, self._resident)
 
+    def accept_websocket(
+        self,
+        request: Any,
+        *,
+        tags: Iterable[str] = (),
+        attachment: Any = None,
+        protocol: str | None = None,
+    ) -> WebSocketResponse:
+        """See `Context.accept_websocket`."""
+        return sockets_of(self._host, self._resident).accept(request, tags, attachment, protocol)
+
+    def websockets(self, tag: str | None = None) -> list[WebSocket]:
+        """See `Context.websockets`."""
+        return sockets_of(self._host, self._resident).listed(tag)
+
+    def set_websocket_auto_response(self, request: str | None, response: str | None) -> None:
+        """See `Context.set_websocket_auto_response`."""
+        sockets_of(self._host, self._resident).set_auto_response(request, response)
+
     @property
     def old_fields(self) -> dict[str, Any]:
         """See `Context.old_fields`."""
@@ -136,6 +159,15 @@ class HostCell:
         call = self.start(target, method, args, kwargs, spec)
         return call.stream(self._host.caller.streams.leave)
 
+    async def fetch(self, target: Target, request: Any, **options: Any) -> WebReply:
+        """See `perdure.stub.Sender`; the request is sent as any call."""
+
+        def start(complete: dict[str, Any]) -> Stream[Any]:
+            return self.start_stream(target, FETCH, [complete], None, None)
+
+        made, source = make_request(request, **options)
+        return await send_request(start, self._host.caller.streams.uploads, made, source, pulls=True)
+
     def refuse(self, error: PerdureError) -> Call[Any]:
         """A call that failed before it was sent."""
         future = self._host.loop.create_future()
@@ -149,7 +181,7 @@ class HostCell:
         turn = CURRENT.get()
         host.commit_point(resident, turn)
         turn_method, turn_deadline = turn[TURN_METHOD], turn[TURN_DEADLINE]
-        if turn_method is not None and turn_method.is_generator:
+        if turn_method is not None and (turn_method.is_generator or host.streams.has(turn)):
             turn_deadline = inf  # a stream may go on for ever, each of its items is bounded
         request: Request | None = None
         if (parent := turn[TURN_REQUEST]) is not None:  # a turn that runs again repeats the ids

@@ -472,6 +472,7 @@ class Host(Refusals):
             "commits": self.committer.durable,
             "commit_sequence": self.committer.sequence,
             **self.timetable.stats(),
+            **self.gateways.stats(),
             **self.marks.figures,
             **self.quarantine.figures(),
         }

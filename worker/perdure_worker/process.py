@@ -32,6 +32,7 @@ from perdure.errors import InvalidArgument, PerdureError, ShardUnavailable, to_w
 from perdure.exits import WorkerExit
 from perdure.limits import Limits
 from perdure.links import DoorLinks
+from perdure.loader import ApplicationError, is_first_to_say
 from perdure.remote_errors import ExceptionLoader
 from perdure.slotmap import slot_map_from_wire
 from perdure_storage.commit import Committer
@@ -42,7 +43,7 @@ from perdure_storage.shard import open_shard
 from perdure_worker.config import WorkerConfig
 from perdure_worker.guard import Guard
 from perdure_worker.host import Host
-from perdure_worker.loader import ApplicationError, is_first_to_say, load_application
+from perdure_worker.loader import load_application
 from perdure_worker.outgoing import Outgoing
 from perdure_worker.peers import Peer, Peers
 from perdure_worker.registry import ObjectClass
@@ -119,6 +120,7 @@ class Worker:
             want_turns=self._want_turns,
             marks=guard.marks,
             quarantine=guard.quarantine,
+            send_frames=self._send_frames,
         )
         self._host = Host(_host_settings(config), parts)
         self._links = DoorLinks(
@@ -255,6 +257,12 @@ class Worker:
         elif head.kind == protocol.STREAM:
             if head.number == self._config.epoch:
                 self._host.streams.on_message(identity, origin, body)
+        elif head.kind == protocol.PART:
+            if head.number == self._config.epoch:
+                self._host.streams.bodies.on_message(identity, origin, body)
+        elif head.kind == protocol.SOCKETS:
+            if head.number == self._config.epoch:
+                self._host.gateways.on_message(identity, origin, body)
         elif head.kind == protocol.CALL:
             call = protocol.read_call_header(header)
             peer = self._peers.get(identity, origin, raw=True)
@@ -303,12 +311,21 @@ class Worker:
         self._committer.flush()
         self._send_replies()
         self._outgoing.send_some()
+        if self._host.gateways.waiting:
+            self._host.gateways.send()
+
+    def _send_frames(self, identity: bytes, body: bytes) -> bool | None:
+        header = protocol.header(protocol.FRAMES, self._config.index, self._config.epoch)
+        return self._outgoing.try_send(identity, header, body)
 
     def _send_replies(self) -> None:
-        if self._peers.dirty:
+        if self._peers.dirty or self._peers.posted:
             for identity, header, body in self._peers.take_messages(msgpack.packb):
                 if identity:
                     self._outgoing.send(identity, header, body)
+                elif header[1] == protocol.PULL:
+                    index, epoch = self._config.index, self._config.epoch
+                    self._loop.call_soon(self._caller.streams.uploads.on_pull, index, epoch, body)
                 else:
                     self._loop.call_soon(self._caller.on_replies, self._config.epoch, body)
 
@@ -348,6 +365,8 @@ class Worker:
             return
         if head.kind == protocol.STREAM:
             self._host.streams.on_message(self._home.identity, self._home.origin, body)
+        elif head.kind == protocol.PART:
+            self._host.streams.bodies.on_message(self._home.identity, self._home.origin, body)
         else:
             self._host.on_calls(self._home, body, head.stamp)
         self._flush()
@@ -359,6 +378,8 @@ class Worker:
             self._caller.on_stale(body)
         elif head.kind == protocol.REFUSED:
             self._caller.on_refused(body)
+        elif head.kind == protocol.PULL:
+            self._caller.streams.uploads.on_pull(worker, epoch, body)
 
     # --- the supervisor
 
@@ -409,6 +430,7 @@ class Worker:
     def _tick(self) -> None:
         self._later(_TICK_S, self._tick)
         self._host.tick()
+        self._host.gateways.tick(reading=self._host.has_room and not self._host.draining)
         self._caller.tick()
         self._host.evict_idle()
         self._flush()
@@ -465,6 +487,7 @@ def _host_settings(config: WorkerConfig) -> HostSettings:
         slot_count=config.slot_count,
         idle_evict_s=config.idle_evict_s,
         live_objects_max=config.live_objects_max,
+        epoch=config.epoch,
         tracebacks=config.dev,
     )
 

@@ -71,7 +71,7 @@ class Refusals(Residence):
         )
 
     def _unknown_method(self, namespace: str, method_name: Any) -> UnknownMethod:
-        known = ", ".join(sorted(self.classes[namespace].methods)) or "none"
+        known = self.classes[namespace].method_names
         return UnknownMethod(
             f"{namespace} has no callable method {method_name!r:.80}; it has: {known}",
             namespace=namespace,

@@ -14,8 +14,11 @@ from perdure.converter import describe
 from perdure.fields import DurableField, collect_fields
 from perdure.methods import Method, callable_methods, marks_of
 from perdure.object import DurableObject, namespace_of
+from perdure.web_wire import FETCH
 from perdure_storage import keys
 from perdure_worker import marks
+from perdure_worker.socket_methods import SocketHandlers, socket_methods
+from perdure_worker.web_methods import make_fetch_method
 
 __all__ = ["ObjectClass", "register"]
 
@@ -33,6 +36,7 @@ class ObjectClass:
         "migrate",
         "namespace",
         "row_heads",
+        "sockets",
         "start_mark",
         "version",
     )
@@ -52,8 +56,18 @@ class ObjectClass:
         self.version = _version(cls)
         self.migrate = _migration(cls)
         """What runs for an object of an older version; None where there is nothing of the user's."""
+        if (fetch := _handler(cls, "fetch", "request")) is not None:
+            self.methods = {**self.methods, FETCH: make_fetch_method(cls, *fetch)}
         self.alarm = _handler(cls, "alarm", "alarm")
         """What runs when an alarm is due, and whether in a thread; None where the class has no handler."""
+        self.sockets = SocketHandlers(
+            _handler(cls, "websocket_message", "ws", "message"),
+            _handler(cls, "websocket_close", "ws", "code", "reason", "was_clean"),
+            _handler(cls, "websocket_error", "ws", "error"),
+        )
+        """What runs for messages and ends of WebSockets."""
+        if any(self.sockets) or inspect.getattr_static(cls, "fetch", None) is not None:
+            self.methods = {**self.methods, **socket_methods(cls, self.sockets)}
         for method in self.methods.values():
             method.mark = marks.describe(self.namespace, method.name)
             if method.interleaved and method.is_generator:
@@ -61,6 +75,11 @@ class ObjectClass:
                     f"{cls.__qualname__}.{method.name} is an @interleaved async generator; "
                     "a stream is one serial turn of its object: leave out @interleaved"
                 )
+
+    @property
+    def method_names(self) -> str:
+        """What can be called by name, for messages: without the entries for gateways, which have a dot."""
+        return ", ".join(sorted(name for name in self.methods if "." not in name)) or "none"
 
     def place(self, slot_count: int) -> None:
         """Called once by the host, which knows how many slots there are."""
@@ -115,7 +134,8 @@ def _handler(cls: type[DurableObject], name: str, *arguments: str) -> tuple[Call
         return None
     where = f"{cls.__qualname__}.{name}"
     if not isinstance(function, FunctionType) or inspect.isgeneratorfunction(function):
-        raise TypeError(f"{where} is a handler: define it as a method, `async def {name}(self, alarm)`")
+        shown = ", ".join(("self", *arguments))
+        raise TypeError(f"{where} is a handler: define it as a method, `async def {name}({shown})`")
     if inspect.isasyncgenfunction(function) or marks_of(function).interleaved:
         raise TypeError(f"{where} is a handler, which can neither stream nor be @interleaved")
     try:

@@ -85,6 +85,10 @@ class _Sender:
         """A stream has a reader, and a message has none."""
         raise InvalidArgument(f"{target.namespace}.{method}() streams, so it cannot be sent to: call it")
 
+    def fetch(self, target: Target, request: Any, **options: Any) -> NoReturn:
+        """A request has a response, and a message has none."""
+        raise InvalidArgument(f"{target.namespace}.fetch() answers, so it cannot be sent to: call it")
+
     def refuse(self, error: PerdureError) -> NoReturn:
         """The arguments cannot travel."""
         raise error
@@ -169,9 +173,8 @@ class Sends:
             )
         spec = entry.methods.get(method)
         if spec is None:
-            known = ", ".join(sorted(entry.methods)) or "none"
             raise UnknownMethod(
-                f"{target.namespace} has no callable method {method!r:.80}; it has: {known}",
+                f"{target.namespace} has no callable method {method!r:.80}; it has: {entry.method_names}",
                 namespace=target.namespace,
                 method=method[:80],
             )
