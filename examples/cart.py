@@ -112,7 +112,7 @@ class Shelf(DurableObject):
         self.left = STOCK
         return self.left
 
-    def take(self, pieces: int) -> bool:
+    async def take(self, pieces: int) -> bool:
         """Takes them all, or none."""
         if pieces > self.left:
             return False
@@ -124,4 +124,4 @@ class Shelf(DurableObject):
         self.left += pieces
 
 
-app = site("cart")
+app = site("cart", Cart, Shelf)

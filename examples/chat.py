@@ -15,10 +15,9 @@ import os
 import time
 from typing import Any
 
-from perdure.websocket import WebSocket
-
 from perdure import DurableObject, Request, Response, durable, public
 from perdure.ids import new_unique_id
+from perdure.websocket import WebSocket
 from serving import site
 
 HISTORY = 100
@@ -38,7 +37,7 @@ class ChatRoom(DurableObject):
     """How many messages are stored."""
 
     async def fetch(self, request: Request) -> Response:
-        if request.url.path != "/socket":
+        if request.path_params["path"] != "/socket":
             return Response("a chat room has a WebSocket at /socket\n", 404)
         since = request.query_params.get("since", "")
         visitor = {
@@ -120,7 +119,7 @@ class ChatLimiter(DurableObject):
     next_allowed: float = durable(0.0)
     """When the free messages are used up, this is when the next one is due: seconds since the epoch."""
 
-    def take(self) -> float:
+    async def take(self) -> float:
         """Takes a place and gives 0, or takes none and gives the seconds until there is one."""
         self.next_allowed, wait_s = admit(self.next_allowed, time.time())
         return wait_s
@@ -142,4 +141,4 @@ class ChatLobby(DurableObject):
         return str(new_unique_id("ChatRoom"))
 
 
-app = site("chat")
+app = site("chat", ChatRoom, ChatLobby)

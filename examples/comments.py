@@ -15,9 +15,8 @@ import json
 import time
 from typing import Any
 
-from perdure.websocket import WebSocket
-
 from perdure import DurableObject, Request, Response, durable
+from perdure.websocket import WebSocket
 from serving import site
 
 NAME_CHARS_MAX = 40
@@ -32,7 +31,7 @@ class Thread(DurableObject):
     count: int = durable(0)
 
     async def fetch(self, request: Request) -> Response:
-        if request.url.path != "/socket":
+        if request.path_params["path"] != "/socket":
             return Response("a thread has a WebSocket at /socket\n", 404)
         return self.ctx.accept_websocket(request)
 
@@ -74,4 +73,4 @@ class Thread(DurableObject):
             ws.send(json.dumps(news))
 
 
-app = site("comments")
+app = site("comments", Thread)

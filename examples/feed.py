@@ -14,9 +14,8 @@ import time
 from datetime import timedelta
 from typing import TypedDict
 
-from perdure.websocket import WebSocket
-
 from perdure import Alarm, DurableObject, Request, Response, durable, public, register_exception
+from perdure.websocket import WebSocket
 from serving import site
 
 TEXT_CHARS_MAX = 280
@@ -149,7 +148,7 @@ class Account(DurableObject):
         return list(newest.values())
 
     async def fetch(self, request: Request) -> Response:
-        if request.url.path != "/socket":
+        if request.path_params["path"] != "/socket":
             return Response("an account has a WebSocket at /socket\n", 404)
         return self.ctx.accept_websocket(request)
 
@@ -164,4 +163,4 @@ class Account(DurableObject):
             ws.send(json.dumps(self._profile()))
 
 
-app = site("feed")
+app = site("feed", Account)

@@ -15,9 +15,8 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from perdure.websocket import WebSocket
-
 from perdure import Alarm, DurableObject, Request, Response, durable
+from perdure.websocket import WebSocket
 from serving import site
 
 COLUMNS, ROWS, IN_A_ROW = 7, 6, 4
@@ -45,7 +44,7 @@ class Match(DurableObject):
     scores: list[int] = durable(default_factory=lambda: [0, 0])
 
     async def fetch(self, request: Request) -> Response:
-        if request.url.path != "/socket":
+        if request.path_params["path"] != "/socket":
             return Response("a match has a WebSocket at /socket\n", 404)
         secret = request.query_params.get("secret", "")[:SECRET_CHARS_MAX]
         return self.ctx.accept_websocket(request, attachment=secret)
@@ -170,4 +169,4 @@ def winning_row(board: str) -> list[int]:
     return []
 
 
-app = site("game")
+app = site("game", Match)

@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypedDict
 
-from perdure.websocket import WebSocket
-
 from perdure import Alarm, DurableObject, Request, Response, durable, public, register_exception
+from perdure.websocket import WebSocket
 from serving import site
 
 OFFLINE_AFTER_S = 8.0
@@ -80,7 +79,7 @@ class House(DurableObject):
     rules: list[Rule] = durable(default_factory=list)
 
     async def fetch(self, request: Request) -> Response:
-        if request.url.path != "/socket":
+        if request.path_params["path"] != "/socket":
             return Response("a house has a WebSocket at /socket\n", 404)
         return self.ctx.accept_websocket(request)
 
@@ -130,4 +129,4 @@ class House(DurableObject):
             ws.send(text)
 
 
-app = site("home")
+app = site("home", Device, House)

@@ -5,6 +5,8 @@ Each example ends with ``app = site("its-page")``, so that it runs alone; `start
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -17,9 +19,14 @@ from perdure_gateway import Gateway
 PAGES = Path(__file__).resolve().parent / "pages"
 
 
-def site(page: str) -> Starlette:
-    """An application with `pages/<page>.html` at /, all pages at /pages/, and the objects behind."""
-    gateway = Gateway()
+def site(page: str, *classes: type) -> Starlette:
+    """An application with `pages/<page>.html` at /, all pages at /pages/, and objects of `classes` behind."""
+    gateway = Gateway(classes=classes)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with gateway:
+            yield
 
     async def first_page(_: object) -> FileResponse:
         return FileResponse(PAGES / f"{page}.html")
@@ -29,4 +36,4 @@ def site(page: str) -> Starlette:
         Mount("/pages", StaticFiles(directory=PAGES, html=True)),
         Mount("/", gateway),
     ]
-    return Starlette(routes=routes, lifespan=gateway.lifespan)
+    return Starlette(routes=routes, lifespan=lifespan)

@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from perdure.websocket import WebSocket
-
 from perdure import DurableObject, Request, Response
+from perdure.websocket import WebSocket
 from serving import site
 
 COLUMNS = 26
@@ -40,7 +39,7 @@ class Sheet(DurableObject):
         self._book = Book({key.removeprefix("cell/"): text for key, text in stored.items()})
 
     async def fetch(self, request: Request) -> Response:
-        if request.url.path != "/socket":
+        if request.path_params["path"] != "/socket":
             return Response("a sheet has a WebSocket at /socket\n", 404)
         return self.ctx.accept_websocket(request, attachment={"name": None, "cell": "A1"})
 
@@ -78,7 +77,7 @@ class Sheet(DurableObject):
             self.storage.put(f"cell/{cell}", text)
         else:
             self.storage.delete(f"cell/{cell}")
-        changed = self._book.set(cell, text)
+        changed = self._book.enter(cell, text)
         self._tell({"cells": self._book.shown(changed), "by": ws.id, "edit": edit})
 
     def _person(self, ws: WebSocket) -> dict[str, Any]:
@@ -107,7 +106,7 @@ class Book:
             self._place(cell, text)
         self._calculate(set(texts))
 
-    def set(self, cell: str, text: str) -> set[str]:
+    def enter(self, cell: str, text: str) -> set[str]:
         """Types a text into a cell, or empties it; gives the cells that show something else now."""
         self._place(cell, text)
         affected = self._all_readers_of(cell)
@@ -399,4 +398,4 @@ def _real(value: Any) -> float:
     return float(value)
 
 
-app = site("spreadsheet")
+app = site("spreadsheet", Sheet)

@@ -30,4 +30,7 @@ __all__ = [
     "Thread",
 ]
 
-app = site("index")
+app = site(
+    "index",
+    *(Account, Cart, ChatLobby, ChatRoom, Counter, Device, House, Match, Sheet, Shelf, Thread),
+)

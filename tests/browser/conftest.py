@@ -1,7 +1,7 @@
 """Real browsers on real clusters: Debian's Chromium, headless, on the pages that `examples/start.py` serves.
 
 A person is a browser context with one page; what the page's console complains of fails the test.  What
-the pages look like at the end of each test is kept as a picture, in `build/screenshots/` or PERDURE_SCREENSHOTS.
+the pages look like at the end of each test is kept as a picture, in build/screenshots or PERDURE_SCREENSHOTS.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from browser.person import Person
 from processes.cluster import ROOT, Cluster, running_cluster
@@ -32,6 +32,7 @@ def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.fail("there is no chromium: ./scripts/test installs it, or `apt-get install chromium` does")
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
         yield started

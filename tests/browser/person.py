@@ -30,7 +30,7 @@ class Person:
 
     def _on_socket(self, socket: WebSocket) -> None:
         self.sockets.append(socket)
-        socket.on("close", self.lost_sockets.append)
+        socket.on("close", lambda closed: self.lost_sockets.append(closed))
 
     def open(self, path: str) -> Page:
         """Goes to a page of the site."""

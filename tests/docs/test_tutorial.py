@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from docs.test_guide import read_page
 from websockets.sync.client import ClientConnection, connect
 
+from docs.test_guide import read_page
 from processes.cluster import ROOT, running_cluster
 
 pytestmark = pytest.mark.processes

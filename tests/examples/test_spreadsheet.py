@@ -50,21 +50,21 @@ def test_a_formula_shows_its_value_or_why_it_has_none(formula: str, value: str) 
 
 def test_a_change_reaches_all_cells_that_depend_on_it_and_no_others() -> None:
     book = Book({"A1": "1", "A2": "=A1*2", "A3": "=A2+1", "B1": "7"})
-    assert book.set("A1", "5") == {"A1", "A2", "A3"}
+    assert book.enter("A1", "5") == {"A1", "A2", "A3"}
     assert book.shown({"A3"})["A3"] == ["=A2+1", "11", False]
-    assert book.set("B1", "8") == {"B1"}
+    assert book.enter("B1", "8") == {"B1"}
 
 
 def test_a_circle_is_an_error_in_all_of_its_cells_and_goes_with_its_cause() -> None:
     book = Book({"A1": "=B1", "B1": "=C1", "C1": "=A1", "D1": "=A1+1"})
     assert {book.shown({cell})[cell][1] for cell in ("A1", "B1", "C1", "D1")} == {"#CYCLE!"}
-    book.set("C1", "3")
+    book.enter("C1", "3")
     assert [book.shown({cell})[cell][1] for cell in ("A1", "B1", "C1", "D1")] == ["3", "3", "3", "4"]
 
 
 def test_an_emptied_cell_is_empty_for_those_who_read_it() -> None:
     book = Book({"A1": "4", "B1": "=A1+1"})
-    book.set("A1", "")
+    book.enter("A1", "")
     assert book.shown() == {"B1": ["=A1+1", "1", False]}
 
 
@@ -88,7 +88,7 @@ def test_a_sheet_edited_in_steps_shows_what_one_loaded_at_once_shows(
     book = Book({})
     texts: dict[str, str] = {}
     for cell, text in edits:
-        book.set(cell, text)
+        book.enter(cell, text)
         texts[cell] = text
         texts = {name: content for name, content in texts.items() if content}
         assert book.shown() == Book(texts).shown()
