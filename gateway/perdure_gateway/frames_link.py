@@ -57,8 +57,8 @@ class FramesLink:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._closed = False
-        self._at_rest: asyncio.Event | None = None
-        """Set when nobody is connected any more and all objects know; while `stop` waits for it."""
+        self._resting: asyncio.Event | None = None
+        """See `at_rest`; there is one when somebody has waited for it."""
         client.handle(protocol.FRAMES, self._on_frames)
         client.watch_links(self._on_link)
 
@@ -127,11 +127,16 @@ class FramesLink:
         """Sends all clients away (1001) and tells their objects; returns then, or after that time."""
         for sockets in (self._current, *self._earlier):
             sockets.stop()
-        self._at_rest = asyncio.Event()
-        self._arm()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._at_rest.wait()
+                await self.at_rest()
+
+    async def at_rest(self) -> None:
+        """Returns when nobody is connected any more and all objects know."""
+        if self._resting is None:
+            self._resting = asyncio.Event()
+        self._arm()
+        await self._resting.wait()
 
     def close(self) -> None:
         """Ends the timer; nothing is sent any more."""
@@ -234,8 +239,9 @@ class FramesLink:
             self._loop.call_soon(self._write_some)
 
     def _arm(self) -> None:
-        if self._at_rest is not None and not self._busy():
-            self._at_rest.set()
+        if self._resting is not None and not self._busy():
+            self._resting.set()
+            self._resting = None
         wake_at = min(self._current.wake_at, *(sockets.wake_at for sockets in self._earlier), float("inf"))
         if wake_at < self._timer_at and not self._closed:
             if self._timer is not None:

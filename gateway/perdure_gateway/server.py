@@ -19,7 +19,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from perdure.limits import Limits
 from perdure_gateway.admission import LOOPBACK, Admission
-from perdure_gateway.connections import Connection, GuardedConfig, Rules, SocketConnection
+from perdure_gateway.connections import Connection, GuardedConfig, Rules
+from perdure_gateway.socket_connection import SocketConnection
 
 __all__ = ["HttpServer", "connections_bound"]
 

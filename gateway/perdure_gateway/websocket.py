@@ -27,7 +27,7 @@ from perdure_gateway.frames_link import FramesLink
 from perdure_gateway.origins import check_origin, may_upgrade
 from perdure_gateway.paths import Place, raw_path_of
 
-__all__ = ["ABORT", "WebSockets", "refuse"]
+__all__ = ["ABORT", "STOPPING", "WebSockets", "refuse"]
 
 log = logging.getLogger("perdure.gateway")
 
@@ -37,6 +37,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 ABORT = "perdure.abort"
 """ASGI extension of our own server: a function that ends the connection at once, whatever is unsent."""
+STOPPING = "perdure.stopping"
+"""In a disconnect of our own server: it stops, and waits for its applications."""
 _DENIAL = "websocket.http.response"
 _SWITCHING = 101
 _NO_STATUS, _ABNORMAL = 1005, 1006
@@ -198,6 +200,9 @@ class _Connection:
                 message = await receive()
                 if message["type"] == "websocket.disconnect":
                     code, reason, was_clean = _end(message)
+                    if STOPPING in message:
+                        link.disconnected(socket, code, reason, False)
+                        await link.at_rest()
                     break
                 text = message.get("text")
                 if not link.receive(socket, message["bytes"] if text is None else text):
