@@ -139,7 +139,11 @@ def test_a_room_keeps_its_last_hundred_messages_under_growing_timestamps(make_sc
 
 
 def test_pieces_taken_for_an_order_that_fails_are_put_back(client: SyncClient) -> None:
-    cart, bread, cheese = client.get("Cart", "greedy"), client.get("Shelf", "Bread"), client.get("Shelf", "Cheese")
+    cart, bread, cheese = (
+        client.get("Cart", "greedy"),
+        client.get("Shelf", "Bread"),
+        client.get("Shelf", "Cheese"),
+    )
     bread.restock()
     cheese.restock()
     cart.put("Bread", 3)
@@ -179,7 +183,9 @@ def wait_until_equal(read: Any, wanted: Any) -> None:
 # --- the others
 
 
-def test_a_device_is_offline_when_it_has_been_silent_and_its_house_knows(site: Cluster, client: SyncClient) -> None:
+def test_a_device_is_offline_when_it_has_been_silent_and_its_house_knows(
+    site: Cluster, client: SyncClient
+) -> None:
     with dial(site, "/House/quiet/socket") as socket:
         say(socket, {})
         assert hear(socket)["devices"] == {}
