@@ -37,9 +37,8 @@ def test_the_tutorials_chat_keeps_its_sockets_and_its_history_over_kill_9_and_a_
     with running_cluster(app, tmp_path / "data", options=options) as cluster:
         room = (cluster.data / "http").read_text().strip().replace("http", "ws", 1) + "/Room/lobby"
         with connect(f"{room}?name=Ann") as ann:
-            assert heard(ann) == ("Ann", "is here")
             with connect(f"{room}?name=Ben") as ben:
-                assert heard(ben) == heard(ann) == ("Ben", "is here")
+                assert heard(ann) == ("Ben", "is here")
                 ann.send("before")
                 assert heard(ben) == heard(ann) == ("Ann", "before")
                 for pid in cluster.worker_pids:
@@ -51,8 +50,4 @@ def test_the_tutorials_chat_keeps_its_sockets_and_its_history_over_kill_9_and_a_
         cluster.start()
         room = (cluster.data / "http").read_text().strip().replace("http", "ws", 1) + "/Room/lobby"
         with connect(f"{room}?name=Cleo") as cleo:
-            assert [heard(cleo) for _ in range(3)] == [
-                ("Ann", "before"),
-                ("Ben", "after"),
-                ("Cleo", "is here"),
-            ]
+            assert [heard(cleo) for _ in range(2)] == [("Ann", "before"), ("Ben", "after")]
