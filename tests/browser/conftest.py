@@ -79,6 +79,7 @@ def person(browser: Browser, url: str, request: pytest.FixtureRequest) -> Iterat
     folder.mkdir(parents=True, exist_ok=True)
     for number, somebody in enumerate(people, 1):
         somebody.page.screenshot(path=folder / f"{request.node.name}-{number}.png")
+    for somebody in people:
         somebody.page.context.close()
     complaints = [text for somebody in people for text in somebody.complaints]
     assert not complaints, f"the browser's console says: {complaints}"
