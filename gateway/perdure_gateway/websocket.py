@@ -312,11 +312,11 @@ def _end(message: Message) -> tuple[int, str, bool]:
     Without a close from the client the code is 1006, as in browsers; some servers say 1005 then, but give no
     reason beside it.
     """
-    code = message.get("code") or _NO_STATUS
+    code = int(message.get("code") or _NO_STATUS)  # of an enum's members a call cannot be made
     reason = message.get("reason")
     if code == _ABNORMAL or (code == _NO_STATUS and reason is None):
         return _ABNORMAL, "", False
-    return code, reason or "", code not in _FAILURES
+    return code, str(reason or ""), code not in _FAILURES
 
 
 def _request(scope: Message, key: bytes, place: Place | None) -> dict[str, Any]:

@@ -258,6 +258,10 @@ class Limits:
     """The same as a number of messages."""
     socket_frame_wait_s: float = 30.0
     """How long a client's message waits for an object that is not available; then the client is closed."""
+    socket_ping_s: float = 20.0
+    """The gateway's server pings clients this often: proxies cut idle connections, and clients vanish."""
+    socket_ping_timeout_s: float = 20.0
+    """A client that has not answered by then is gone, however its connection looks."""
     socket_close_wait_s: float = 10.0
     """How long a client may take to read its close, and what is before it, until the connection is cut."""
     socket_ack_s: float = 0.02
