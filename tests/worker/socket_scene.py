@@ -78,14 +78,25 @@ def restart(
     make_scene: Callable[..., Scene], old: Scene, *gateways: Gateway, disk: MemoryDisk | None = None
 ) -> Scene:
     """The next incarnation on what the old one's disk holds now; the gateways connect to it."""
-    epoch = old.peers._epoch if not hasattr(old, "epoch") else old.epoch
+    epoch = old.host.gateways.epoch + 1
     classes = [entry.cls for entry in old.host.classes.values()]
-    scene = serve(make_scene, *classes, epoch=epoch + 1, disk=(disk or old.disk).copy(), limits=old.limits)
-    scene.epoch = epoch + 1  # type: ignore[attr-defined]
+    options: dict[str, Any] = {"disk": (disk or old.disk).copy(), "limits": old.limits}
+    scene = serve(make_scene, *classes, epoch=epoch, client_id=old.client_id, **options)
+    scene._sequence = old._sequence
     scene.wall_step_s = old.wall_clock() - scene.wall_clock()
     for gateway in gateways:
         gateway.connect(scene)
     return scene
+
+
+def pass_time(scene: Scene, seconds: float, *gateways: Gateway) -> None:
+    """Time passes, the worker looks at its clock every 50 ms, these gateways speak, and the disk keeps up."""
+    for step in range(round(seconds / 0.05)):
+        scene.advance(0.05)
+        scene.commit()
+        if step % 10 == 0:
+            for gateway in gateways:
+                gateway.say()
 
 
 class Gateway:
@@ -112,11 +123,15 @@ class Gateway:
         """A new connection to this worker."""
         self.scene = scene
         self.identity = b"gateway-%d" % next(_IDENTITIES)
-        others = scene.on_frames
-        mine = self.identity
-        scene.on_frames = lambda identity, body: (
-            self._take(body) if identity == mine else others(identity, body)
-        )
+        others, mine = scene.on_frames, self.identity
+
+        def take(identity: bytes, body: bytes) -> bool | None:
+            if identity != mine:
+                return others(identity, body)
+            # What comes by an earlier connection is lost on the way.
+            return self._take(body) if mine == self.identity else True
+
+        scene.on_frames = take
         self.peer = scene.peer(self.identity)
         if speak:
             self.say()
@@ -139,7 +154,7 @@ class Gateway:
                 self.lost += 1
                 continue
             counter, entries, *earlier = record
-            position = (earlier[0] if earlier else self.scene.host.gateways._epoch, counter)
+            position = (earlier[0] if earlier else self.scene.host.gateways.epoch, counter)
             if position <= self.mark:
                 self.repeated += 1
                 continue
