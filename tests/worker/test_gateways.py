@@ -302,3 +302,17 @@ def test_a_failing_span_takes_back_what_it_has_sent_and_no_other_turns(make_scen
     pass_time(scene, 2, gateway)
     assert "no" in str(failing.error())
     assert gateway.got == {number: ["good in", "before", "good out"]}
+
+
+def test_work_of_the_host_waits_for_interleaved_turns_and_later_calls_behind_it(make_scene: Make) -> None:
+    scene = serve(make_scene, Turns)
+    gateway = Gateway(scene)
+    number = gateway.upgrade(Turns, "t")
+    scene.call(Turns, "t", "arm")
+    pass_time(scene, 1, gateway)
+    first = scene.start(Turns, "t", "beside", "x")
+    pass_time(scene, 0.8, gateway)  # the alarm is due, and waits
+    second = scene.start(Turns, "t", "beside", "y")
+    pass_time(scene, 2, gateway)
+    assert (first.result(), second.result()) == (None, None)
+    assert gateway.got == {number: ["x in", "x out", "alarm", "y in", "y out"]}
