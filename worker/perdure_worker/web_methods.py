@@ -6,6 +6,7 @@ those of all calls; only its arguments and its body are its own.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ class HandlerMethod(Method):
         self.mark = b""
         self.blocking = blocking
         self.is_generator = self.interleaved = self.public = self.plain = False
-        self.is_async = True
+        self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         self.accepts_no_args = False
         self.bind = self.check_arguments
         self.result_exact = None
