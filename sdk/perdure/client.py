@@ -38,6 +38,8 @@ from perdure.remote_errors import ExceptionLoader
 from perdure.slotmap import SlotMap, slot_map_from_wire
 from perdure.streams import Stream
 from perdure.stub import Call, Stub, Target, make_target
+from perdure.web import WebReply, make_request, send_request
+from perdure.web_wire import FETCH
 
 __all__ = ["Client", "connect"]
 
@@ -292,6 +294,24 @@ class Client:
         call = self.start(target, method, args, kwargs, spec, request)
         return call.stream(self._caller.streams.leave)
 
+    async def fetch(
+        self, target: Target, request: Any, *, named: Request | None = None, **options: Any
+    ) -> WebReply:
+        """See `perdure.stub.Sender`; `named` is for `NamedRequests`."""
+        made, source = make_request(request, **options)
+        return await self.send_request(target, made, source, named)
+
+    async def send_request(
+        self, target: Target, request: dict[str, Any], source: Any, named: Request | None = None
+    ) -> WebReply:
+        """Sends a checked request to an object; see `perdure.web.fetch`."""
+
+        def start(complete: dict[str, Any]) -> Stream[Any]:
+            return self.start_stream(target, FETCH, [complete], None, None, named)
+
+        uploads = self._caller.streams.uploads
+        return await send_request(start, uploads, request, source, pulls=self._direct)
+
     def issue(
         self,
         target: Target,
@@ -340,6 +360,8 @@ class Client:
             self._follow()
         elif head.kind == protocol.REFUSED:
             self._caller.on_refused(body)
+        elif head.kind == protocol.PULL:
+            self._caller.streams.uploads.on_pull(worker, epoch, body)
 
     def _on_map(self, slot_map: SlotMap) -> None:
         self._front_closing = False

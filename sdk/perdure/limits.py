@@ -52,6 +52,21 @@ class Limits:
     wire_overhead_bytes: int = 64 * KIB
     """What frames may weigh beyond `message_bytes_max` before ZeroMQ itself cuts the peer off."""
 
+    # --- HTTP
+    http_headers_max: int = 256
+    """Headers of one request or response: more of them are an attack or a mistake."""
+    http_headers_bytes_max: int = 64 * KIB
+    """Their names and values together, as servers and proxies in front bound them."""
+    http_body_inline_bytes: int = 256 * KIB
+    """Up to this size a request's body travels with its call; the rest is pulled in parts of this size."""
+    http_body_bytes_max: int = 100 * MIB
+    """Largest body of a request, and of a streamed reply that is read as a whole: what a handler that asks
+    for all of it holds in memory."""
+    http_part_again_s: float = 1.0
+    """A part of a body that was asked for and does not come is asked for again: a message may be lost."""
+    http_part_wait_s: float = 30.0
+    """A body of which nothing came for this long has lost its sender: it holds its object's turn."""
+
     # --- queues
     client_queue_bytes_max: int = 64 * MIB
     """Calls that a client holds for workers that do not take them; beyond it `Overloaded` at once."""

@@ -45,6 +45,8 @@ class _Client(Protocol):
         request: Request | None = None,
     ) -> Any: ...
 
+    def fetch(self, target: Target, request: Any, *, named: Request | None = None, **options: Any) -> Any: ...
+
     def refuse(self, error: PerdureError) -> Any: ...
 
 
@@ -72,15 +74,20 @@ class NamedRequests:
         self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None, spec: Method | None
     ) -> Any:
         """See `perdure.stub.Sender`."""
-        return self._client.start(target, method, args, kwargs, spec, self._next())
+        return self._client.start(target, method, args, kwargs, spec, self.next_request())
 
     def start_stream(
         self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None, spec: Method | None
     ) -> Any:
         """See `perdure.stub.Sender`."""
-        return self._client.start_stream(target, method, args, kwargs, spec, self._next())
+        return self._client.start_stream(target, method, args, kwargs, spec, self.next_request())
 
-    def _next(self) -> Request:
+    def fetch(self, target: Target, request: Any, **options: Any) -> Any:
+        """See `perdure.stub.Sender`."""
+        return self._client.fetch(target, request, named=self.next_request(), **options)
+
+    def next_request(self) -> Request:
+        """The id of the stub's next call."""
         return self._id, next(self._sequences), b"", 0
 
     def refuse(self, error: PerdureError) -> Any:

@@ -22,6 +22,7 @@ from perdure.limits import Limits
 from perdure.methods import Method
 from perdure.pending import Answer, Pending, end
 from perdure.slotmap import SlotMap
+from perdure.uploads import Uploads
 
 __all__ = ["STOP", "Hold", "Reader", "Stream", "StreamingMethod", "Streams"]
 
@@ -241,6 +242,8 @@ class Streams:
         """By the sequence of the call."""
         self.call_soon: Callable[[Callable[[], None]], Any] = _now
         """Runs something in the caller's loop; called from any thread."""
+        self.uploads = Uploads(client_id, want_flush)
+        """What goes the other way: bodies of requests, in parts."""
         self._client_id = client_id
         self._pending = pending
         self._want_flush = want_flush
@@ -336,12 +339,12 @@ class Streams:
         for address, rows in self._news.items():  # of a send that failed meanwhile
             stays.setdefault(address, {}).update(rows)
         self._news = stays
-        return bool(stays)
+        return (self.uploads.waiting and self.uploads.flush(send, slot_map)) or bool(stays)
 
     @property
     def waiting(self) -> bool:
-        """Whether producers have to be told something."""
-        return bool(self._news)
+        """Whether producers have to be told something, or to be sent parts of bodies."""
+        return bool(self._news) or self.uploads.waiting
 
     # --- time
 
@@ -385,6 +388,18 @@ class Stream(AsyncIterator[T], Generic[T]):
         for item in reader.take():
             return item  # type: ignore[no-any-return]
         raise StopAsyncIteration
+
+    async def result(self) -> Any:
+        """For a call that may stream or not: its result, or this stream itself."""
+        future = self._future
+        if future is None:
+            raise RuntimeError("this call was awaited before")
+        await asyncio.wait((future,))
+        if isinstance(future.exception(), StreamingMethod):
+            await self._begin(future)
+            return self
+        self._future = None
+        return future.result()
 
     async def _begin(self, future: asyncio.Future[Any]) -> None:
         await asyncio.wait((future,))  # which leaves the call alone when it is cancelled itself

@@ -7,6 +7,7 @@ order in which it was made, not in the order in which it is awaited.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Mapping
+from functools import partial
 from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 from perdure.codec import SCALARS, check_value
@@ -48,6 +49,9 @@ class Sender(Protocol):
         self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None, spec: Method | None
     ) -> Any:
         """`start` of a method that is known to stream."""
+
+    def fetch(self, target: Target, request: Any, **options: Any) -> Any:
+        """`stub.fetch(request)`: an HTTP request to the object; see `perdure.web`."""
 
     def refuse(self, error: PerdureError) -> Any:
         """What the user gets for a call that cannot be sent."""
@@ -141,7 +145,7 @@ class RemoteMethod:
 
 
 class Stub:
-    """Speaks for one object; its public attributes are the object's methods."""
+    """Speaks for one object; its public attributes are the object's methods, and `fetch` sends it HTTP."""
 
     _perdure_target: Target
     _perdure_sender: Sender
@@ -152,10 +156,14 @@ class Stub:
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{name!r} cannot be set through a stub: only the object's methods change it")
 
-    def __getattr__(self, name: str) -> RemoteMethod:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(f"{name!r} cannot be called on an object: only public methods can")
-        method = RemoteMethod(self._perdure_target, name, self._perdure_sender)
+        method: Callable[..., Any]
+        if name == "fetch":  # a handler's name, so no method can have it
+            method = partial(self._perdure_sender.fetch, self._perdure_target)
+        else:
+            method = RemoteMethod(self._perdure_target, name, self._perdure_sender)
         # Found in the instance from now on: an attribute look-up instead of this call (about 1 µs less).
         self.__dict__[name] = method
         return method

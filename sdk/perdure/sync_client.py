@@ -30,6 +30,7 @@ from perdure.slotmap import SlotMap
 from perdure.streams import StreamingMethod
 from perdure.stub import Stub, Target
 from perdure.sync_streams import SyncStream
+from perdure.sync_web import SyncWebReply, with_async_body
 
 __all__ = ["SyncClient", "connect_sync"]
 
@@ -163,6 +164,14 @@ class SyncClient:
             return SyncStream(streams.take_hold(), self._running_loop)
 
     start_stream = start
+
+    def fetch(
+        self, target: Target, request: Any, *, named: Request | None = None, **options: Any
+    ) -> SyncWebReply:
+        """See `perdure.stub.Sender`; `named` is for `NamedRequests`."""
+        options = with_async_body(options)
+        reply = self._wait(self._client.fetch(target, request, named=named, **options))
+        return SyncWebReply(reply, self._wait)
 
     def refuse(self, error: PerdureError) -> Any:
         """See `perdure.stub.Sender`."""

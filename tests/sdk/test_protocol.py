@@ -34,6 +34,10 @@ def test_kinds_and_statuses_keep_their_numbers() -> None:
         "REFUSED": 13,
         "STREAM": 14,
         "REPLY_ITEM": 15,
+        "FRAMES": 16,
+        "SOCKETS": 17,
+        "PULL": 18,
+        "PART": 19,
     }
     assert (protocol.STATUS_RESULT, protocol.STATUS_RAISED, protocol.STATUS_ERROR) == (0, 1, 2)
     assert (protocol.STATUS_ITEM, protocol.STATUS_END) == (3, 4)

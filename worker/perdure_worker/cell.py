@@ -21,6 +21,8 @@ from perdure.object import namespace_of
 from perdure.plain import SCALARS
 from perdure.streams import Stream
 from perdure.stub import Call, Stub, Target, make_target
+from perdure.web import WebReply, make_request, send_request
+from perdure.web_wire import FETCH
 from perdure.websocket import WebSocket, WebSocketResponse
 from perdure_worker.clients import Request, nested_path
 from perdure_worker.interleaving import Exclusive
@@ -157,6 +159,15 @@ class HostCell:
         call = self.start(target, method, args, kwargs, spec)
         return call.stream(self._host.caller.streams.leave)
 
+    async def fetch(self, target: Target, request: Any, **options: Any) -> WebReply:
+        """See `perdure.stub.Sender`; the request is sent as any call."""
+
+        def start(complete: dict[str, Any]) -> Stream[Any]:
+            return self.start_stream(target, FETCH, [complete], None, None)
+
+        made, source = make_request(request, **options)
+        return await send_request(start, self._host.caller.streams.uploads, made, source, pulls=True)
+
     def refuse(self, error: PerdureError) -> Call[Any]:
         """A call that failed before it was sent."""
         future = self._host.loop.create_future()
@@ -170,7 +181,7 @@ class HostCell:
         turn = CURRENT.get()
         host.commit_point(resident, turn)
         turn_method, turn_deadline = turn[TURN_METHOD], turn[TURN_DEADLINE]
-        if turn_method is not None and turn_method.is_generator:
+        if turn_method is not None and (turn_method.is_generator or host.streams.has(turn)):
             turn_deadline = inf  # a stream may go on for ever, each of its items is bounded
         request: Request | None = None
         if (parent := turn[TURN_REQUEST]) is not None:  # a turn that runs again repeats the ids

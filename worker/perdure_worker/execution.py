@@ -165,13 +165,8 @@ class Execution(Retries):
             run_beside(self, resident, turn, method.function, (resident.instance, *arguments), keywords)
             return
         resident.turn = turn
-        body = method.function if method.plain else self._body(resident, turn, method)
+        body = method.function if method.plain else self.streams.body(resident, turn, method)
         self._step(resident, turn, body, (resident.instance, *arguments), keywords)
-
-    def _body(self, resident: Resident, turn: Turn, method: Method) -> Callable[..., Any]:
-        if method.is_generator:
-            return partial(self.streams.produce, resident, turn)
-        return partial(self._threads.run, method.function)
 
     def _step(
         self,

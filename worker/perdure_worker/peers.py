@@ -54,6 +54,8 @@ class Peers:
         self.on_many_bytes: Callable[[], None] = _wait_for_the_tick
         """Called when large replies wait, before the tick ends: a tick may run thousands of turns."""
         self._large_bytes = 0
+        self.posted: list[tuple[bytes, bytes, bytes]] = []
+        """Messages that are no replies, as `take_messages` gives them."""
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -76,6 +78,10 @@ class Peers:
             peer.probed = True
             self.dirty.append(peer)
 
+    def post(self, identity: bytes, kind: int, body: bytes) -> None:
+        """A message to a direct peer that is no reply leaves with the tick."""
+        self.posted.append((identity, protocol.header(kind, self._worker, self._epoch), body))
+
     def add_large(self, size: int) -> None:
         """A reply that is not small was added to a peer."""
         self._large_bytes += size
@@ -94,6 +100,9 @@ class Peers:
 
     def take_messages(self, pack: Callable[[list[bytes]], bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:
         """The tick's messages as (identity, header, body), cut at about `batch_bytes_max`."""
+        if self.posted:
+            posted, self.posted = self.posted, []
+            yield from posted
         dirty, self.dirty = self.dirty, []
         self._large_bytes = 0
         bundles: dict[bytes, list[bytes]] = {}

@@ -122,6 +122,11 @@ class Worker:
             send_frames=self._send_frames,
         )
         self._host = Host(_host_settings(config), parts)
+        self._of_this_epoch: dict[int, Callable[[bytes, bytes | None, bytes], None]] = {
+            protocol.STREAM: self._host.streams.on_message,
+            protocol.PART: self._host.streams.bodies.on_message,
+            protocol.SOCKETS: self._host.gateways.on_message,
+        }
         self._links = DoorLinks(
             loop,
             self._context,
@@ -253,12 +258,9 @@ class Worker:
                 self._send_refusal(identity, origin, ShardUnavailable("this worker is stopping"), body)
             else:
                 self._host.on_calls(self._peers.get(identity, origin), body, head.stamp)
-        elif head.kind == protocol.STREAM:
+        elif (take := self._of_this_epoch.get(head.kind)) is not None:
             if head.number == self._config.epoch:
-                self._host.streams.on_message(identity, origin, body)
-        elif head.kind == protocol.SOCKETS:
-            if head.number == self._config.epoch:
-                self._host.gateways.on_message(identity, origin, body)
+                take(identity, origin, body)
         elif head.kind == protocol.CALL:
             call = protocol.read_call_header(header)
             peer = self._peers.get(identity, origin, raw=True)
@@ -315,10 +317,13 @@ class Worker:
         return self._outgoing.try_send(identity, header, body)
 
     def _send_replies(self) -> None:
-        if self._peers.dirty:
+        if self._peers.dirty or self._peers.posted:
             for identity, header, body in self._peers.take_messages(msgpack.packb):
                 if identity:
                     self._outgoing.send(identity, header, body)
+                elif header[1] == protocol.PULL:
+                    index, epoch = self._config.index, self._config.epoch
+                    self._loop.call_soon(self._caller.streams.uploads.on_pull, index, epoch, body)
                 else:
                     self._loop.call_soon(self._caller.on_replies, self._config.epoch, body)
 
@@ -358,6 +363,8 @@ class Worker:
             return
         if head.kind == protocol.STREAM:
             self._host.streams.on_message(self._home.identity, self._home.origin, body)
+        elif head.kind == protocol.PART:
+            self._host.streams.bodies.on_message(self._home.identity, self._home.origin, body)
         else:
             self._host.on_calls(self._home, body, head.stamp)
         self._flush()
@@ -369,6 +376,8 @@ class Worker:
             self._caller.on_stale(body)
         elif head.kind == protocol.REFUSED:
             self._caller.on_refused(body)
+        elif head.kind == protocol.PULL:
+            self._caller.streams.uploads.on_pull(worker, epoch, body)
 
     # --- the supervisor
 

@@ -14,9 +14,11 @@ from perdure.converter import describe
 from perdure.fields import DurableField, collect_fields
 from perdure.methods import Method, callable_methods, marks_of
 from perdure.object import DurableObject, namespace_of
+from perdure.web_wire import FETCH
 from perdure_storage import keys
 from perdure_worker import marks
 from perdure_worker.socket_methods import SocketHandlers, socket_methods
+from perdure_worker.web_methods import make_fetch_method
 
 __all__ = ["ObjectClass", "register"]
 
@@ -54,6 +56,8 @@ class ObjectClass:
         self.version = _version(cls)
         self.migrate = _migration(cls)
         """What runs for an object of an older version; None where there is nothing of the user's."""
+        if (fetch := _handler(cls, "fetch", "request")) is not None:
+            self.methods = {**self.methods, FETCH: make_fetch_method(cls, *fetch)}
         self.alarm = _handler(cls, "alarm", "alarm")
         """What runs when an alarm is due, and whether in a thread; None where the class has no handler."""
         self.sockets = SocketHandlers(
@@ -62,7 +66,7 @@ class ObjectClass:
             _handler(cls, "websocket_error", "ws", "error"),
         )
         """What runs for messages and ends of WebSockets."""
-        if any(self.sockets) or inspect.getattr_static(cls, "fetch", None) is not None:
+        if any(self.sockets) or fetch is not None:
             self.methods = {**self.methods, **socket_methods(cls, self.sockets)}
         for method in self.methods.values():
             method.mark = marks.describe(self.namespace, method.name)
@@ -130,8 +134,8 @@ def _handler(cls: type[DurableObject], name: str, *arguments: str) -> tuple[Call
         return None
     where = f"{cls.__qualname__}.{name}"
     if not isinstance(function, FunctionType) or inspect.isgeneratorfunction(function):
-        listed = ", ".join(("self", *arguments))
-        raise TypeError(f"{where} is a handler: define it as a method, `async def {name}({listed})`")
+        shown = ", ".join(("self", *arguments))
+        raise TypeError(f"{where} is a handler: define it as a method, `async def {name}({shown})`")
     if inspect.isasyncgenfunction(function) or marks_of(function).interleaved:
         raise TypeError(f"{where} is a handler, which can neither stream nor be @interleaved")
     try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from perdure import codec
 from perdure.errors import InvalidArgument, OutcomeUnknown, PerdureError
+from perdure.web_wire import FETCH, essence
 from perdure_worker.clients import Client, Clients, Request
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
@@ -116,5 +117,7 @@ class Retries(Writes):
 
 def named_request(request: Request, method: Any, args: Any, kwargs: Any) -> Request:
     """The request id that a user has chosen, with a digest of what is called under it."""
+    if method == FETCH:
+        args = essence(args)
     called = codec.encode([method, args, sorted((kwargs or {}).items())])
     return *request, blake2b(called, digest_size=_DIGEST_BYTES).digest()

@@ -85,6 +85,10 @@ class _Sender:
         """A stream has a reader, and a message has none."""
         raise InvalidArgument(f"{target.namespace}.{method}() streams, so it cannot be sent to: call it")
 
+    def fetch(self, target: Target, request: Any, **options: Any) -> NoReturn:
+        """A request has a response, and a message has none."""
+        raise InvalidArgument(f"{target.namespace}.fetch() answers, so it cannot be sent to: call it")
+
     def refuse(self, error: PerdureError) -> NoReturn:
         """The arguments cannot travel."""
         raise error

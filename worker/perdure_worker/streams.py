@@ -27,6 +27,8 @@ from perdure.streams import STOP
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
 from perdure_worker.turns import TURN_METHOD, TURN_PEER, TURN_SEQUENCE, Turn, TurnTask
+from perdure_worker.web_bodies import Bodies
+from perdure_worker.web_methods import HandlerMethod
 
 if TYPE_CHECKING:
     from perdure_worker.execution import Execution
@@ -111,19 +113,46 @@ class Streams:
         self._limits = host.limits
         self._pack = codec.make_packer()
         self._open: dict[Key, Production] = {}
+        self.bodies = Bodies(host)
+        """What goes the other way: requests whose `fetch` runs."""
         self._drained_at = float("inf")
 
     def __len__(self) -> int:
         return len(self._open)
 
+    def __bool__(self) -> bool:
+        return bool(self._open) or bool(self.bodies)
+
+    def has(self, turn: Turn) -> bool:
+        """Whether this turn streams by now."""
+        return bool(self._open) and self._of(turn) is not None
+
+    def _of(self, turn: Turn) -> Production | None:
+        peer = turn[TURN_PEER]
+        if type(peer) is not Peer:
+            return None
+        stream = self._open.get((peer.identity, peer.origin, turn[TURN_SEQUENCE]))
+        return stream if stream is not None and stream.resident.turn is turn else None
+
     # --- a stream's turn
+
+    def body(self, resident: Resident, turn: Turn, method: Method) -> Callable[..., Any]:
+        """What runs for a method that is no plain one."""
+        if isinstance(method, HandlerMethod):
+            return partial(method.serve, self._host, resident, turn)
+        if method.is_generator:
+            return partial(self.produce, resident, turn)
+        return partial(self._host._threads.run, method.function)
 
     async def produce(self, resident: Resident, turn: Turn, /, *args: Any, **keywords: Any) -> StreamEnd:
         """The whole turn; raises what the generator raises."""
+        return await self.drive(resident, turn, turn[TURN_METHOD].function(*args, **keywords))
+
+    async def drive(self, resident: Resident, turn: Turn, generator: AsyncGenerator[Any, Any]) -> StreamEnd:
+        """From here on the turn streams what the generator yields."""
         stream = Production(resident, turn, asyncio.current_task(), self._clock())
         key = stream.peer.identity, stream.peer.origin, stream.sequence
         self._open[key] = stream
-        generator = stream.method.function(*args, **keywords)
         try:
             try:
                 await self._drive(stream, generator)
@@ -234,11 +263,8 @@ class Streams:
 
     def time_left(self, turn: Turn) -> float:
         """Seconds until the turn limit, which is for each item; waiting for the reader does not count."""
-        peer = turn[TURN_PEER]
-        stream = (
-            self._open.get((peer.identity, peer.origin, turn[TURN_SEQUENCE])) if type(peer) is Peer else None
-        )
-        if stream is None or stream.resident.turn is not turn or stream.resident.doomed is not None:
+        stream = self._of(turn)
+        if stream is None or stream.resident.doomed is not None:
             return 0.0
         if stream.waiter is not None:
             return self._limits.turn_max_s
@@ -265,8 +291,9 @@ class Streams:
                 raise InvalidArgument("news of a stream are a list of two integers: sequence, items taken")
             stream = self._open.get((identity, origin, row[0]))
             if stream is None:
-                continue
-            if row[1] == STOP:
+                if row[1] == STOP:
+                    self.bodies.left(identity, origin, row[0])
+            elif row[1] == STOP:
                 self._stop(stream)
             else:
                 self._on_taken(stream, row[1])
@@ -307,6 +334,7 @@ class Streams:
     def tick(self) -> None:
         """Call about every 50 ms: stops streams whose readers are gone or silent."""
         now = self._clock()
+        self.bodies.tick(now, stopping=now >= self._drained_at)
         for stream in list(self._open.values()):
             if stream.peer.gone:
                 self._stop(stream)
