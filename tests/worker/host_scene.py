@@ -177,8 +177,7 @@ class Scene:
         """Of the messages with replies that have left."""
         self.probes: list[bytes] = []
         """Who was sent something that asks for nothing."""
-        self.on_frames: Callable[[bytes, bytes], bool | None] = lambda identity, body: None
-        """The connections of gateways."""
+        self.on_frames: Callable[[bytes, bytes], bool | None] = lambda identity, body: None  # no gateway
         self.pulls: list[tuple[int, int]] = []
         """What was asked for of bodies: upload, offset."""
         self._wanted = {"flush": False, "turns": False}

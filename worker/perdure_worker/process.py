@@ -40,6 +40,7 @@ from perdure_storage.engine import Engine
 from perdure_storage.memory import MemoryEngine
 from perdure_storage.shard import open_shard
 from perdure_worker.config import WorkerConfig
+from perdure_worker.epoch_messages import takers
 from perdure_worker.guard import Guard
 from perdure_worker.host import Host
 from perdure_worker.loader import ApplicationError, is_first_to_say, load_application
@@ -122,11 +123,7 @@ class Worker:
             send_frames=self._send_frames,
         )
         self._host = Host(_host_settings(config), parts)
-        self._of_this_epoch: dict[int, Callable[[bytes, bytes | None, bytes], None]] = {
-            protocol.STREAM: self._host.streams.on_message,
-            protocol.PART: self._host.streams.bodies.on_message,
-            protocol.SOCKETS: self._host.gateways.on_message,
-        }
+        self._takers = takers(self._host)
         self._links = DoorLinks(
             loop,
             self._context,
@@ -258,7 +255,7 @@ class Worker:
                 self._send_refusal(identity, origin, ShardUnavailable("this worker is stopping"), body)
             else:
                 self._host.on_calls(self._peers.get(identity, origin), body, head.stamp)
-        elif (take := self._of_this_epoch.get(head.kind)) is not None:
+        elif (take := self._takers.get(head.kind)) is not None:
             if head.number == self._config.epoch:
                 take(identity, origin, body)
         elif head.kind == protocol.CALL:
