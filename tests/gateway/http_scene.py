@@ -66,6 +66,14 @@ class Scene:
         return await self.ask(f"GET {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n".encode())
 
 
+async def until(condition: Callable[[], Any]) -> None:
+    """Returns when the condition holds, which something outside of this loop or later in it makes true."""
+    never = asyncio.get_running_loop().create_future()
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.wait((never,), timeout=0.005)
+
+
 async def read_all(reader: asyncio.StreamReader) -> bytes:
     """Until the end, in order or not."""
     data = b""
