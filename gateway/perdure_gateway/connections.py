@@ -223,7 +223,7 @@ class Connection(HttpToolsProtocol):
             ):
                 # Anything else would be understood by one reader and passed over by another.
                 self._refusal = 501, "The only transfer encoding here is chunked."
-        if size > self._limits.http_headers_bytes_max:
+        if size > self._limits.http_headers_bytes_max or len(self.headers) > self._limits.http_headers_max:
             self._refusal = 431, "The headers are too large."
         elif hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):
             self._refusal = 400, "A request has one Host header."

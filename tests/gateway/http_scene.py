@@ -49,9 +49,19 @@ class Scene:
     def __init__(self, server: HttpServer, address: tuple[str, int]) -> None:
         self.server = server
         self.address = address
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def connect(self, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection(*self.address, **options)
+        reader, writer = await asyncio.open_connection(*self.address, **options)
+        self._writers.append(writer)
+        return reader, writer
+
+    async def leave(self) -> None:
+        """Ends all connections of the test."""
+        for writer in self._writers:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     async def ask(self, data: bytes) -> bytes:
         """All that comes back until the server ends the connection."""
@@ -92,9 +102,11 @@ async def serving(app: App = echo, bounds: Limits | None = None, **options: Any)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     async with asyncio.timeout(DEADLINE_S):
         await started.wait()
+    scene = Scene(server, listener.getsockname())
     try:
-        yield Scene(server, listener.getsockname())
+        yield scene
     finally:
+        await scene.leave()
         server.should_exit = True
         await task
 
