@@ -306,7 +306,9 @@ class Limits:
     http_json_bytes_max: int = 8 * MIB
     """Body of a call of a `@public` method: it is decoded as a whole, which takes ten times its memory."""
     http_tokens_max: int = 10_000
-    """Lines of a token file: each request is compared with the hashes of them all in one look-up."""
+    """Tokens of one file: they are held in memory and read again as a whole when the file has changed."""
+    http_token_chars_min: int = 16
+    """Shortest token that is taken from a file: a shorter one could be guessed by trying."""
 
     # --- misbehaviour
     turn_blocked_s: float = 0.1
