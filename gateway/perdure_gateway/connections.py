@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "GuardedConfig", "Rules"]
 
 
+_JOINED_BYTES_MAX = 64 * 1024
+"""A larger body is not copied behind its headers."""
+
+
 class Rules:
     """What all connections of one server share: limits, who may connect, and the time of the last look."""
 
@@ -62,14 +66,49 @@ class _Refused(Exception):
 
 
 class _Transport:
-    """The transport as an answer sees it: closing it does not throw away what the client has not read yet."""
+    """The transport as an answer sees it.
 
-    __slots__ = ("close", "is_closing", "write")
+    Closing it does not throw away what the client has not read yet.  Headers leave together with the body
+    that follows in the same tick: two writes are two system calls, 6 of 60 µs each.
+    """
 
-    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
-        self.write = transport.write
+    __slots__ = ("_close", "_flushing", "_held", "_loop", "_write", "is_closing")
+
+    def __init__(
+        self, connection: Connection, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._write = transport.write
+        self._close = connection.close_in_order
+        self._loop = loop
+        self._held = b""
+        self._flushing: asyncio.Handle | None = None
         self.is_closing = transport.is_closing
-        self.close = connection.close_in_order
+
+    def write(self, data: bytes) -> None:
+        """Sends the bytes, now or at the end of this tick."""
+        held = self._held
+        if held:
+            self._held = b""
+            self._write(held + data if len(data) <= _JOINED_BYTES_MAX else held)
+            if len(data) > _JOINED_BYTES_MAX:
+                self._write(data)
+        elif data:
+            self._held = data
+            if self._flushing is None:
+                self._flushing = self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = None
+        if self._held:
+            held, self._held = self._held, b""
+            self._write(held)
+
+    def close(self) -> None:
+        """Ends the connection behind what was written."""
+        if self._held:
+            held, self._held = self._held, b""
+            self._write(held)
+        self._close()
 
 
 class Connection(HttpToolsProtocol):
@@ -106,7 +145,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected; it stays if it may."""
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._transport = _Transport(self, self.transport)
+        self._transport = _Transport(self, self.transport, self.loop)
         self._address = self.client[0] if self.client is not None else None
         self._counted = self._rules.admission.enter(self._address)
         if not self._counted:
@@ -184,7 +223,7 @@ class Connection(HttpToolsProtocol):
             ):
                 # Anything else would be understood by one reader and passed over by another.
                 self._refusal = 501, "The only transfer encoding here is chunked."
-        if size > self._limits.http_headers_bytes_max:
+        if size > self._limits.http_headers_bytes_max or len(self.headers) > self._limits.http_headers_max:
             self._refusal = 431, "The headers are too large."
         elif hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):
             self._refusal = 400, "A request has one Host header."

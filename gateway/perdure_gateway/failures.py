@@ -25,7 +25,7 @@ from perdure.errors import (
 )
 from perdure_gateway.bodies import UnsupportedEncoding
 
-__all__ = ["NOT_FOUND", "Failure", "failure_of"]
+__all__ = ["NOT_FOUND", "NO_TOKEN", "Failure", "failure_of"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,12 @@ class Failure:
 
 
 NOT_FOUND = Failure(404, "NotFound", "there is nothing here")
+NO_TOKEN = Failure(
+    401,
+    "Unauthorized",
+    "send a token: Authorization: Bearer <token>",
+    headers=((b"www-authenticate", b"Bearer"),),
+)
 
 
 def failure_of(error: BaseException) -> Failure:

@@ -2,6 +2,8 @@
 
     /<namespace>/<name>/...         reaches `fetch` of that object; the name percent-decoded
     /<namespace>/~<64 hex>/...      the same for the object of that id
+    /<namespace>/<name>/<method>    calls a method that is marked `@public`, see `public_calls`
+    /docs, /openapi.json            describe these methods
 
 Guarantees that nothing is reachable but handlers that a class defines for the web; that every request ends
 with an answer, also when the cluster is away; and that an error's inside stays inside.
@@ -13,21 +15,26 @@ import asyncio
 import logging
 import re
 import secrets
+import time
 from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from perdure import web
 from perdure.client import Client, connect
-from perdure.errors import InvalidArgument, PerdureError, RemoteError, UnknownNamespace
+from perdure.errors import InvalidArgument, PerdureError, RemoteError
 from perdure.ids import ObjectId, id_from_string
 from perdure.limits import Limits
 from perdure.object import namespace_of
 from perdure.stub import make_target
+from perdure_gateway.answers import Answer
 from perdure_gateway.bodies import ClientGone, read_body
-from perdure_gateway.failures import NOT_FOUND, Failure, failure_of
+from perdure_gateway.failures import NO_TOKEN, NOT_FOUND, Failure, failure_of
 from perdure_gateway.origins import check_origin
 from perdure_gateway.paths import Place, place_of, raw_path_of
+from perdure_gateway.public_calls import PublicCalls
+from perdure_gateway.tokens import TokenFile, bearer_token
 from perdure_gateway.websocket import WebSockets, refuse
 
 if TYPE_CHECKING:
@@ -35,16 +42,11 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.websockets import WebSocket
 
-__all__ = ["BrokenOff", "Gateway"]
+__all__ = ["Gateway"]
 
 log = logging.getLogger("perdure.gateway")
 
 _FORBIDDEN = re.compile(rb"[\r\n\0]")
-_HOP_BY_HOP = frozenset(
-    {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
-)
-"""Headers of one connection, which is the server's business (RFC 9110 §7.6.1)."""
-_NO_BODY = frozenset({204, 304})
 _REQUEST_ID_CHARS_MAX = 255
 _INTERNAL = b"x-perdure-"
 
@@ -63,6 +65,7 @@ class Gateway:
         classes: Iterable[type] | None = None,
         namespaces: Iterable[str] | None = None,
         allow_origins: Iterable[str] = (),
+        tokens: Path | str | None = None,
         timeout: float | None = None,
         limits: Limits | None = None,
     ) -> None:
@@ -71,7 +74,8 @@ class Gateway:
         `url` is the cluster's, by default as for `perdure.connect`.  `classes` and `namespaces` say what is
         served; without both, every class that has a `fetch`.  Methods marked `@public` are served for
         `classes` only, since their signatures are needed.  Pages of `allow_origins` (besides the gateway's
-        own) may call these methods and open sockets.  `timeout` is each request's deadline in seconds, 30
+        own) may call these methods and open sockets.  `tokens` is a file of bearer tokens, one of which every
+        request then needs, see `perdure_gateway.tokens`.  `timeout` is each request's deadline in seconds, 30
         by default.  Raises `TypeError` or `InvalidArgument` for what is no class, namespace or timeout.
         """
         self.limits = limits or Limits()
@@ -82,6 +86,10 @@ class Gateway:
         self.classes: dict[str, type] = {namespace_of(cls): cls for cls in given}
         named = [namespace_of(name) for name in namespaces or ()]
         self.namespaces = frozenset([*self.classes, *named]) if given or named else None
+        self.tokens = TokenFile(Path(tokens), time.monotonic) if tokens else None
+        self.public = PublicCalls(
+            self.classes, allow_origins=self.allow_origins, limits=self.limits, tokens=bool(tokens)
+        )
         self._client: Client | None = None
         self._websockets: WebSockets | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -148,11 +156,19 @@ class Gateway:
                 return
 
     async def _serve_http(self, scope: Any, receive: Any, send: Any) -> None:
-        answer = _Answer(scope["method"], send)
-        place = place_of(raw_path_of(scope), scope.get("root_path", ""))
+        answer = Answer(scope["method"], send)
+        raw_path, root_path = raw_path_of(scope), scope.get("root_path", "")
+        place = place_of(raw_path, root_path)
         try:
-            if place is None or not self.serves(place.namespace):
-                await answer.fail(NOT_FOUND)
+            if place is None:
+                await self._serve_page(raw_path.decode("latin-1"), root_path, scope, answer)
+            elif (failure := self.admits(scope, place.namespace)) is not None:
+                await answer.fail(failure)
+            elif (method := self.public.find(place.namespace, place.path)) is not None:
+                client = self._client or await self.client()
+                target = client.target(place.namespace, self.key_of(place), self.timeout)
+                request_id = _request_id(scope)
+                await self.public.serve(method, target, client, request_id, scope, receive, answer)
             else:
                 await self._forward(place, scope, receive, answer)
         except ClientGone:
@@ -162,7 +178,18 @@ class Gateway:
             error_id = _log_internal(failure, error, place) if failure.internal else ""
             await answer.fail(failure, error_id)
 
-    async def _forward(self, place: Place, scope: Any, receive: Any, answer: _Answer) -> None:
+    async def _serve_page(self, path: str, root_path: str, scope: Any, answer: Answer) -> None:
+        opened: frozenset[str] | None = frozenset("*")
+        if self.tokens is not None:
+            opened = self.tokens.namespaces(bearer_token(scope["headers"]))
+            if opened is None and path == "/openapi.json":
+                await answer.fail(NO_TOKEN)
+                return
+        is_page = scope["method"] in ("GET", "HEAD")
+        if not (is_page and await self.public.serve_page(path, root_path, opened, answer)):
+            await answer.fail(NOT_FOUND)
+
+    async def _forward(self, place: Place, scope: Any, receive: Any, answer: Answer) -> None:
         headers = scope["headers"]
         if _FORBIDDEN.search(b" ".join([value for _, value in headers])) is not None:
             raise InvalidArgument("a header's value holds a CR, LF or NUL")
@@ -179,7 +206,7 @@ class Gateway:
             "path": place.path,
             "raw_path": place.raw_path,
             "query": scope["query_string"],
-            "headers": [list(pair) for pair in headers if not pair[0].startswith(_INTERNAL)],
+            "headers": [list(pair) for pair in headers if not self._is_internal(pair[0])],
             "scheme": scope.get("scheme", "http"),
             "client": None if client is None else [client[0], client[1]],
             "root_path": place.root_path,
@@ -202,19 +229,23 @@ class Gateway:
     async def _serve_websocket(self, scope: Any, receive: Any, send: Any) -> None:
         place = place_of(raw_path_of(scope), scope.get("root_path", ""))
         try:
-            if place is None or not self.serves(place.namespace):
-                raise UnknownNamespace("nothing is served there")
+            failure = NOT_FOUND if place is None else self.admits(scope, place.namespace)
+            if failure is not None or place is None:
+                await refuse(scope, receive, send, failure or NOT_FOUND)
+                return
             target = make_target(place.namespace, self.key_of(place), self.timeout, {})
             sockets = await self._open_sockets()
-        except Exception as error:
-            await refuse(scope, receive, send, error)
-        else:
-            await sockets.serve(target, scope, receive, send, place)
+        except PerdureError as error:
+            await refuse(scope, receive, send, failure_of(error))
+            return
+        await sockets.serve(target, scope, receive, send, place)
 
     async def _open_sockets(self) -> WebSockets:
         client = await self.client()
         if self._websockets is None or self._websockets.client is not client:
-            self._websockets = WebSockets(client, origins=self.allow_origins, limits=self.limits)
+            self._websockets = WebSockets(
+                client, origins=self.allow_origins, is_internal=self._is_internal, limits=self.limits
+            )
         return self._websockets
 
     # --- for front applications
@@ -230,7 +261,7 @@ class Gateway:
         try:
             sockets = await self._open_sockets()
         except PerdureError as error:
-            await refuse(websocket.scope, websocket.receive, websocket.send, error)
+            await refuse(websocket.scope, websocket.receive, websocket.send, failure_of(error))
         else:
             await sockets.serve(target, websocket.scope, websocket.receive, websocket.send)
 
@@ -244,7 +275,7 @@ class Gateway:
             await self.client(),
             ns,
             key,
-            {**chosen, "headers": [p for p in chosen["headers"] if not p[0].startswith(_INTERNAL)]},
+            {**chosen, "headers": [p for p in chosen["headers"] if not self._is_internal(p[0])]},
             timeout=self.timeout,
             request_id=_request_id(request.scope),
             body_source=source,
@@ -252,6 +283,23 @@ class Gateway:
         return reply.to_response()
 
     # --- what is served
+
+    def admits(self, scope: Any, namespace: str) -> Failure | None:
+        """Why this request is not let in; None when it is.
+
+        What a token does not open looks like what is not there.
+        """
+        if self.tokens is not None:
+            token = bearer_token(scope["headers"])
+            if self.tokens.namespaces(token) is None:
+                return NO_TOKEN
+            if not self.tokens.opens(token, namespace):
+                return NOT_FOUND
+        return None if self.serves(namespace) else NOT_FOUND
+
+    def _is_internal(self, name: bytes) -> bool:
+        """Whether a header is not for the object: of our own, or the token of this gateway."""
+        return name.startswith(_INTERNAL) or (self.tokens is not None and name == b"authorization")
 
     def serves(self, namespace: str) -> bool:
         """Whether this gateway was told to serve the namespace."""
@@ -292,74 +340,3 @@ def _log_internal(failure: Failure, error: Exception, place: Place | None) -> st
     known = isinstance(error, RemoteError) or hasattr(error, "object_id")
     log.error("a request failed: %s", error, extra=facts, exc_info=None if known else error)
     return error_id
-
-
-class _Answer:
-    """The answer to one request: given once, whatever happens."""
-
-    __slots__ = ("_method", "_send", "started")
-
-    def __init__(self, method: str, send: Any) -> None:
-        self._method = method
-        self._send = send
-        self.started = False
-
-    async def give(self, reply: web.WebReply, receive: Any) -> None:
-        """What the object has answered."""
-        if reply.streamed:
-            await self._stream(reply, receive)
-            return
-        body = b"" if reply.status in _NO_BODY else reply.body
-        headers = _response_headers(reply.headers.raw)
-        if self._method != "HEAD" and reply.status not in _NO_BODY:
-            headers = [pair for pair in headers if pair[0] != b"content-length"]
-            headers.append((b"content-length", b"%d" % len(body)))
-        await self._begin(reply.status, headers)
-        await self._send({"type": "http.response.body", "body": body})
-
-    async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-
-    async def _stream(self, reply: web.WebReply, receive: Any) -> None:
-        # Who only sends never learns that the client has left, and its object would stream for nobody.
-        leaving = asyncio.create_task(_departure(receive))
-        leaving.add_done_callback(lambda _: sending.cancel())
-        sending = asyncio.create_task(self._send_chunks(reply))
-        try:
-            await asyncio.wait((sending,))
-            if not sending.cancelled():
-                sending.result()
-        finally:
-            leaving.cancel()
-            sending.cancel()
-            await reply.aclose()
-
-    async def _send_chunks(self, reply: web.WebReply) -> None:
-        await self._begin(reply.status, _response_headers(reply.headers.raw))
-        async for chunk in reply.chunks:
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await self._send({"type": "http.response.body", "body": b""})
-
-    async def fail(self, failure: Failure, error_id: str = "") -> None:
-        """The answer to a request that failed; a response that has begun is broken off."""
-        if self.started:
-            raise BrokenOff(failure.message)
-        body = failure.body(error_id)
-        await self._begin(failure.status, failure.all_headers(len(body)))
-        await self._send({"type": "http.response.body", "body": body})
-
-
-class BrokenOff(Exception):
-    """A response cannot be ended as it began."""
-
-
-async def _departure(receive: Any) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _response_headers(raw: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    if _FORBIDDEN.search(b" ".join([part for pair in raw for part in pair])) is not None:
-        raise ValueError("a response's header holds a CR, LF or NUL")
-    return [pair for pair in raw if pair[0] not in _HOP_BY_HOP and not pair[0].lower().startswith(_INTERNAL)]

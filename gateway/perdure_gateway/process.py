@@ -24,8 +24,9 @@ from perdure.errors import InvalidArgument
 from perdure.exits import WorkerExit
 from perdure.limits import Limits
 from perdure.loader import ApplicationError, is_first_to_say, load_module, object_classes
+from perdure_gateway.answers import BrokenOff
 from perdure_gateway.config import GatewayConfig
-from perdure_gateway.gateway import BrokenOff, Gateway
+from perdure_gateway.gateway import Gateway
 from perdure_gateway.server import HttpServer
 
 __all__ = ["main"]
@@ -90,6 +91,7 @@ def make_app(config: GatewayConfig, module: ModuleType, limits: Limits) -> Any:
             config.url,
             classes=object_classes(module, config.app),
             allow_origins=config.allow_origins,
+            tokens=config.tokens or None,
             limits=limits,
         )
     if not callable(app):
@@ -122,6 +124,8 @@ async def serve(config: GatewayConfig, app: Any) -> int:
     )
     supervised = Supervised(config, loop, stats)
     loop.add_signal_handler(signal.SIGTERM, _stop, server)
+    if isinstance(app, Gateway) and app.tokens is not None:
+        loop.add_signal_handler(signal.SIGHUP, app.tokens.look)
     try:
         await server.serve(sockets=[listener])
     except SystemExit:  # uvicorn's way to say that the application's lifespan did not begin

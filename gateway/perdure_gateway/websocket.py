@@ -61,15 +61,18 @@ class WebSockets:
         client: Client,
         *,
         origins: Collection[str] = (),
+        is_internal: Callable[[bytes], bool] = lambda name: name.startswith(b"x-perdure-"),
         limits: Limits | None = None,
     ) -> None:
         """For a connected client, in its event loop; `origins` are allowed besides the gateway's own.
 
+        `is_internal` says which headers are not for objects.
         Raises `InvalidArgument` for what is no origin.
         """
         limits = limits if limits is not None else Limits()
         self.client = client
         self.link = FramesLink(client, limits)
+        self._is_internal = is_internal
         self._origins = frozenset(map(check_origin, origins))
         self._admission = Admission(
             connections_max=limits.sockets_per_gateway_max, per_address_max=limits.sockets_per_address_max
@@ -115,7 +118,9 @@ class WebSockets:
         socket = connection.socket = self.link.open(target, connection)
         perhaps, took = True, False
         try:
-            reply = await self.client.send_request(target, _request(scope, socket.key, place), None)
+            request = _request(scope, socket.key, place)
+            request["headers"] = [list(pair) for pair in scope["headers"] if not self._is_internal(pair[0])]
+            reply = await self.client.send_request(target, request, None)
             took = reply.status == _SWITCHING
             headers = [pair for pair in check_headers(reply.headers.raw) if not pair[0].startswith(_OURS)]
             if took:
@@ -312,11 +317,11 @@ def _end(message: Message) -> tuple[int, str, bool]:
     Without a close from the client the code is 1006, as in browsers; some servers say 1005 then, but give no
     reason beside it.
     """
-    code = message.get("code") or _NO_STATUS
+    code = int(message.get("code") or _NO_STATUS)  # of an enum's members a call cannot be made
     reason = message.get("reason")
     if code == _ABNORMAL or (code == _NO_STATUS and reason is None):
         return _ABNORMAL, "", False
-    return code, reason or "", code not in _FAILURES
+    return code, str(reason or ""), code not in _FAILURES
 
 
 def _request(scope: Message, key: bytes, place: Place | None) -> dict[str, Any]:
@@ -332,7 +337,7 @@ def _request(scope: Message, key: bytes, place: Place | None) -> dict[str, Any]:
         "path": path,
         "raw_path": raw_path,
         "query": scope.get("query_string", b""),
-        "headers": [list(pair) for pair in scope["headers"] if not pair[0].startswith(b"x-perdure-")],
+        "headers": [],
         "scheme": "https" if scope.get("scheme") == "wss" else "http",
         "client": [client[0], client[1]] if client else None,
         "root_path": root_path,
@@ -354,10 +359,10 @@ async def _deny(
     await send({"type": _DENIAL + ".body", "body": body})
 
 
-async def refuse(scope: Message, receive: Receive, send: Send, error: Exception) -> None:
+async def refuse(scope: Message, receive: Receive, send: Send, failure: Failure) -> None:
     """The answer to an upgrade that leads to no object."""
     if (await receive())["type"] == "websocket.connect":
-        await _refuse(scope, send, failure_of(error), error)
+        await _refuse(scope, send, failure)
 
 
 async def _refuse(scope: Message, send: Send, failure: Failure, error: Exception | None = None) -> None:

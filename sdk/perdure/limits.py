@@ -258,6 +258,10 @@ class Limits:
     """The same as a number of messages."""
     socket_frame_wait_s: float = 30.0
     """How long a client's message waits for an object that is not available; then the client is closed."""
+    socket_ping_s: float = 20.0
+    """The gateway's server pings clients this often: proxies cut idle connections, and clients vanish."""
+    socket_ping_timeout_s: float = 20.0
+    """A client that has not answered by then is gone, however its connection looks."""
     socket_close_wait_s: float = 10.0
     """How long a client may take to read its close, and what is before it, until the connection is cut."""
     socket_ack_s: float = 0.02
@@ -302,7 +306,9 @@ class Limits:
     http_json_bytes_max: int = 8 * MIB
     """Body of a call of a `@public` method: it is decoded as a whole, which takes ten times its memory."""
     http_tokens_max: int = 10_000
-    """Lines of a token file: each request is compared with the hashes of them all in one look-up."""
+    """Tokens of one file: they are held in memory and read again as a whole when the file has changed."""
+    http_token_chars_min: int = 16
+    """Shortest token that is taken from a file: a shorter one could be guessed by trying."""
 
     # --- misbehaviour
     turn_blocked_s: float = 0.1

@@ -120,7 +120,11 @@ def interleaved(function: F) -> F:
 
 
 def public(function: F) -> F:
-    """Makes a mixin's method callable on the objects whose classes inherit it."""
+    """Makes a method callable over HTTP: ``POST /<namespace>/<name>/<method>`` with JSON arguments.
+
+    Without it a method is reached by clients and other objects only.  A plain mixin's method needs it to be
+    callable at all on the objects whose classes inherit it.
+    """
     return _mark(function, "public")
 
 

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextvars import copy_context
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from perdure import codec, protocol
 from perdure.errors import InvalidArgument
@@ -105,7 +106,8 @@ class Uploads:
     """The bodies of one caller that are pulled."""
 
     def __init__(self, client_id: bytes, want_flush: Callable[[], None]) -> None:
-        self.open: dict[int, Upload] = {}
+        self.open: WeakValueDictionary[int, Upload] = WeakValueDictionary()
+        """By number; whoever sends the request keeps them."""
         self._client_id = client_id
         self._want_flush = want_flush
         self._number = 0

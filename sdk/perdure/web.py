@@ -207,7 +207,7 @@ class Sending:
         Raises `MessageTooLarge`.
         """
         body: bytes = request["body"]
-        if source is None and (not pulls or len(body) <= _LIMITS.http_body_inline_bytes):
+        if source is None and len(body) <= _LIMITS.http_body_inline_bytes:
             return dict(request)
         if not pulls:
             return {**request, "body": await _whole(body, source)}
@@ -346,6 +346,7 @@ def make_request(
         made["scheme"], made["client"] = scope.get("scheme", "http"), scope.get("client")
         raw = list(scope["headers"])
         chosen = method or scope["method"]
+        made["length"] = _length(raw) if body is None else None
         source = request.stream() if body is None else None
     raw = _with_headers(raw, headers)
     if isinstance(body, str):
@@ -359,6 +360,13 @@ def make_request(
             raise InvalidArgument(f"a body is bytes, str or an async iterator, not {type(body).__name__}")
         source = body
     return request_map(chosen.upper(), headers=raw, **made), source
+
+
+def _length(raw: RawHeaders) -> int | None:
+    for name, value in raw:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return None
 
 
 def _with_headers(raw: list[tuple[bytes, bytes]], headers: Any) -> list[tuple[bytes, bytes]]:

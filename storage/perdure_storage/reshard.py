@@ -3,6 +3,8 @@
 Guarantees:
 
 - Every row of a slot is in the store of the slot's owner when `reshard` returns, and in no other.
+- What a store that loses slots holds of frames for gateways is dropped: gateways stop with their workers, and
+  their clients with them. One that runs elsewhere and lives on loses what it had not taken yet.
 - The switch from the old placement to the new one is a single step of the caller's (`commit_placement`).
   It comes after all copies were read back from disk and compared, and before any row is removed.
 - A crash at any instant loses nothing and leaves nothing stale in use, provided that `reshard` is called
@@ -30,10 +32,13 @@ from perdure.errors import StorageError
 from perdure_storage.engine import Batch, Engine
 from perdure_storage.keys import (
     DUE_REGION,
+    FRAMES_REGION,
     NAMES_REGION,
     RESERVED_REGION,
+    SOCKETS_REGION,
     parse_due_row,
     parse_names_value,
+    parse_socket_row,
     prefix_end,
     slot_bounds,
 )
@@ -127,6 +132,7 @@ def _move_rows(
     commit_placement()
     for move in moves:
         _delete(stores.store(move.source), move.slots)
+        _drop_frames(stores.store(move.source))
     stores.close()
     _remove_journal(journal)
 
@@ -184,7 +190,7 @@ class _Stores:
 
 
 def _rows_of(store: Engine, slots: range) -> Generator[tuple[bytes, bytes], None, None]:
-    """Every row that belongs to `slots`: the objects', their names', what is due for them.
+    """Every row that belongs to `slots`: the objects', their names', what is due for them, their sockets'.
 
     A damaged one is an error.
     """
@@ -201,6 +207,11 @@ def _rows_of(store: Engine, slots: range) -> Generator[tuple[bytes, bytes], None
         for key, record in rows:
             unseal(key, record)
             if parse_due_row(key).slot in slots:
+                yield key, record
+    with store.scan(SOCKETS_REGION, prefix_end(SOCKETS_REGION)) as rows:
+        for key, record in rows:
+            unseal(key, record)
+            if parse_socket_row(key).slot in slots:
                 yield key, record
 
 
@@ -235,6 +246,20 @@ def _delete(store: Engine, slots: range) -> None:
     _write_bounded(store, _rows_of(store, slots), add)
 
 
+def _drop_frames(store: Engine) -> None:
+    """Removes what gateways have not taken from a store that has lost slots.
+
+    Behind what the slots' new owner sends it would come out of order, and a store without slots has no
+    worker that could send it.
+    """
+
+    def add(batch: Batch, row: tuple[bytes, bytes]) -> None:
+        batch.delete(row[0])
+
+    with store.scan(FRAMES_REGION, prefix_end(FRAMES_REGION)) as frames:
+        _write_bounded(store, frames, add)
+
+
 def _write_bounded(
     store: Engine,
     rows: Iterable[tuple[bytes, bytes]],
@@ -264,6 +289,8 @@ def _remove_leftovers(unfinished: tuple[Ranges, Ranges], in_effect: Ranges, stor
         worker = move.destination if in_effect == old else move.source
         if stores.exists(worker):
             _delete(stores.store(worker), move.slots)
+            if in_effect == new:
+                _drop_frames(stores.store(worker))
 
 
 # --- the journal and the disk

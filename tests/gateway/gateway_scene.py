@@ -176,6 +176,7 @@ class GatewayScene:
         self.websockets = websockets
         self.workers = [Worker(door) for door in cluster.doors]
         self.browsers: list[Browser] = []
+        self.background: list[asyncio.Future[None]] = []
 
     @property
     def worker(self) -> Worker:

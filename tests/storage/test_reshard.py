@@ -114,6 +114,9 @@ def rows_of_objects(numbers: Any) -> list[tuple[bytes, bytes]]:
         rows.append((names_key, seal(names_key, keys.names_value(slot, object_id))))
         due_key = keys.due_key(1_000_000 - number, keys.ALARM, slot, "Room", object_id, b"ring")
         rows.append((due_key, seal(due_key, b"")))
+        socket = b"gateway of tests" + number.to_bytes(8, "big")
+        for socket_key in (prefix + keys.SOCKET + socket, keys.socket_index_key(socket, prefix)):
+            rows.append((socket_key, seal(socket_key, b"")))
     return rows
 
 
@@ -122,6 +125,8 @@ def slot_of(key: bytes, record: bytes) -> int:
         return keys.parse_object_row(key).slot
     if key.startswith(keys.DUE_REGION):
         return keys.parse_due_row(key).slot
+    if key.startswith(keys.SOCKETS_REGION):
+        return keys.parse_socket_row(key).slot
     return keys.parse_names_value(record[5:])[0]
 
 
@@ -213,6 +218,18 @@ def test_moving_leaves_the_epochs_of_all_shards_alone(tmp_path: Path) -> None:
     cluster.reshard(2)
     open_shard(cluster.shard_path(0), epoch=7).close()
     open_shard(cluster.shard_path(1), epoch=1).close()
+
+
+def test_frames_for_gateways_stay_where_no_slot_leaves_and_are_dropped_elsewhere(tmp_path: Path) -> None:
+    frames = [keys.frames_key(b"gateway of tests", 1, counter) for counter in range(3)]
+    cluster = Cluster(tmp_path / "data", 2)
+    rows = cluster.fill(20)
+    for worker in range(2):
+        cluster.write(worker, {key: seal(key, b"frames") for key in frames})
+    assert {move.source for move in plan_moves(cluster.placement(), contiguous_ranges(SLOTS, 1))} == {1}
+    cluster.reshard(1)
+    assert [key for key in cluster.rows(0) if key not in rows] == frames
+    assert cluster.rows(1) == {}
 
 
 # --- crashes

@@ -177,8 +177,9 @@ class Scene:
         """Of the messages with replies that have left."""
         self.probes: list[bytes] = []
         """Who was sent something that asks for nothing."""
-        self.on_frames: Callable[[bytes, bytes], bool | None] = lambda identity, body: None
-        """The connections of gateways."""
+        self.on_frames: Callable[[bytes, bytes], bool | None] = lambda identity, body: None  # no gateway
+        self.pulls: list[tuple[int, int]] = []
+        """What was asked for of bodies: upload, offset."""
         self._wanted = {"flush": False, "turns": False}
         self._home = Peer(b"", None, raw=False)
         self.loop.set_exception_handler(lambda _, context: self.loop_errors.append(context))
@@ -239,7 +240,9 @@ class Scene:
         self.host.pace.end()
         self.committer.flush()
         for identity, header, body in self.peers.take_messages(codec.encode):
-            if identity == b"":
+            if protocol.read_header(header).kind == protocol.PULL:
+                self._on_pull(identity, body)
+            elif identity == b"":
                 self.loop.call_soon(self.caller.on_replies, EPOCH, body)
             elif protocol.read_header(header).kind == protocol.STREAM:
                 self.probes.append(identity)
@@ -251,12 +254,20 @@ class Scene:
                     self.by_sequence.setdefault((identity, reply[0]), []).append(reply)
         self.host.gateways.send()
 
+    def _on_pull(self, identity: bytes, body: bytes) -> None:
+        if identity == b"":
+            self.loop.call_soon(self.caller.streams.uploads.on_pull, 0, EPOCH, body)
+        else:
+            self.pulls += [tuple(row) for row in codec.decode(body)]
+
     def _flush_caller(self) -> None:
         self.caller.flush(self._send_home)
 
     def _send_home(self, worker: int, epoch: int, header: bytes, body: bytes) -> bool:
         if protocol.read_header(header).kind == protocol.STREAM:
             self.loop.call_soon(self.host.streams.on_message, b"", None, body)
+        elif protocol.read_header(header).kind == protocol.PART:
+            self.loop.call_soon(self.host.streams.bodies.on_message, b"", None, body)
         else:
             self.loop.call_soon(self._on_home, body, protocol.read_header(header).stamp)
         return True
@@ -425,6 +436,15 @@ class Scene:
         """A STREAM message of a reader."""
         peer = peer or self.client
         self.do(self.host.streams.on_message, peer.identity, peer.origin, codec.encode([b"x" * 16, *rows]))
+
+    def part(
+        self, upload: int, offset: int, data: bytes | None, last: bool, peer: Peer | None = None
+    ) -> None:
+        """A PART message of whoever sends a request."""
+        peer, row = peer or self.client, [upload, offset, data, last]
+        self.do(
+            self.host.streams.bodies.on_message, peer.identity, peer.origin, codec.encode([b"x" * 16, row])
+        )
 
     @contextlib.contextmanager
     def one_message(self) -> Iterator[None]:

@@ -8,20 +8,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
+from starlette.responses import PlainTextResponse
+
 from perdure import DurableObject, codec, durable
-from perdure.errors import InvalidArgument
 from perdure.object import namespace_of
-from perdure.websocket import UPGRADE_SCOPE_KEY
+from perdure.web_wire import FETCH
 from perdure_storage import keys
 from perdure_storage.memory import MemoryDisk
-from perdure_worker.socket_methods import FRAME, _EventMethod
-from perdure_worker.sockets import Upgrade
+from perdure_worker.socket_methods import FRAME
 from worker.host_scene import EPOCH, Scene, Sent, take_time
 
-FETCH = "web.fetch"
 _IDENTITIES = itertools.count(1)
 
 
@@ -44,48 +42,34 @@ def request_map(socket: bytes | None, **more: Any) -> dict[str, Any]:
     }
 
 
-def _fetch_entry(cls: type) -> Any:
-    """Of classes whose requests the worker does not serve otherwise: the little that a socket needs."""
-
-    async def fetch(instance: Any, request: dict[str, Any]) -> Any:
-        cell = instance._perdure_cell
-        scope = {} if request["socket"] is None else {UPGRADE_SCOPE_KEY: request["socket"]}
-        with Upgrade(cell._host, cell._resident, request["socket"]) as upgrade:
-            response = await instance.fetch(SimpleNamespace(scope=scope, path=request["path"]))
-            taken = upgrade.end(response)
-        return [200, [], response, None] if taken is None else taken
-
-    def bind(args: Any, kwargs: Any) -> Any:
-        if kwargs or len(args) != 1:
-            raise InvalidArgument("a request is one map")
-        return tuple(args), None
-
-    entry = _EventMethod(FETCH, cls, fetch, bind)
-    entry.result_exact = list
-    return entry
-
-
 def serve(make_scene: Callable[..., Scene], *classes: Any, epoch: int = EPOCH, **options: Any) -> Scene:
     """A worker of these classes."""
-    scene = make_scene(*classes, epoch=epoch, **options)
-    for entry in scene.host.classes.values():
-        if hasattr(entry.cls, "fetch"):
-            entry.methods.setdefault(FETCH, _fetch_entry(entry.cls))
-    return scene
+    return make_scene(*classes, epoch=epoch, **options)
 
 
 def restart(
     make_scene: Callable[..., Scene], old: Scene, *gateways: Gateway, disk: MemoryDisk | None = None
 ) -> Scene:
     """The next incarnation on what the old one's disk holds now; the gateways connect to it."""
-    epoch = old.peers._epoch if not hasattr(old, "epoch") else old.epoch
+    epoch = old.host.gateways.epoch + 1
     classes = [entry.cls for entry in old.host.classes.values()]
-    scene = serve(make_scene, *classes, epoch=epoch + 1, disk=(disk or old.disk).copy(), limits=old.limits)
-    scene.epoch = epoch + 1  # type: ignore[attr-defined]
+    options: dict[str, Any] = {"disk": (disk or old.disk).copy(), "limits": old.limits}
+    scene = serve(make_scene, *classes, epoch=epoch, client_id=old.client_id, **options)
+    scene._sequence = old._sequence
     scene.wall_step_s = old.wall_clock() - scene.wall_clock()
     for gateway in gateways:
         gateway.connect(scene)
     return scene
+
+
+def pass_time(scene: Scene, seconds: float, *gateways: Gateway) -> None:
+    """Time passes, the worker looks at its clock every 50 ms, these gateways speak, and the disk keeps up."""
+    for step in range(round(seconds / 0.05)):
+        scene.advance(0.05)
+        scene.commit()
+        if step % 10 == 0:
+            for gateway in gateways:
+                gateway.say()
 
 
 class Gateway:
@@ -112,11 +96,15 @@ class Gateway:
         """A new connection to this worker."""
         self.scene = scene
         self.identity = b"gateway-%d" % next(_IDENTITIES)
-        others = scene.on_frames
-        mine = self.identity
-        scene.on_frames = lambda identity, body: (
-            self._take(body) if identity == mine else others(identity, body)
-        )
+        others, mine = scene.on_frames, self.identity
+
+        def take(identity: bytes, body: bytes) -> bool | None:
+            if identity != mine:
+                return others(identity, body)
+            # What comes by an earlier connection is lost on the way.
+            return self._take(body) if mine == self.identity else True
+
+        scene.on_frames = take
         self.peer = scene.peer(self.identity)
         if speak:
             self.say()
@@ -139,7 +127,7 @@ class Gateway:
                 self.lost += 1
                 continue
             counter, entries, *earlier = record
-            position = (earlier[0] if earlier else self.scene.host.gateways._epoch, counter)
+            position = (earlier[0] if earlier else self.scene.host.gateways.epoch, counter)
             if position <= self.mark:
                 self.repeated += 1
                 continue
@@ -235,9 +223,9 @@ class Room(DurableObject):
         self.woke_with = [(ws.id[-1], ws.tags, ws.attachment) for ws in self.ctx.websockets()]
 
     async def fetch(self, request: Any) -> Any:
-        what = request.path.removeprefix("/")
+        what = request.path_params["path"].removeprefix("/")
         if what == "deny":
-            return b"no"
+            return PlainTextResponse("no", 403)
         if what == "twice":
             self.ctx.accept_websocket(request)
         tags = [tag for tag in what.split(",") if tag] if what.startswith("t") and what != "twice" else []
@@ -246,7 +234,7 @@ class Room(DurableObject):
         if what == "raise":
             raise ValueError("no socket")
         if what == "forget":
-            return b"hello"
+            return PlainTextResponse("hello")
         if what == "greet":
             response.websocket.send("welcome")
         if what == "greet and wait":

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from perdure import DurableObject, InvalidArgument, RemoteError
-from perdure_worker.registry import register
+from perdure import InvalidArgument, RemoteError
 from worker.host_scene import Scene
 from worker.socket_scene import (
     Gateway,
@@ -86,29 +85,3 @@ def test_sockets_and_the_automatic_response_stay_when_the_object_deletes_everyth
     gateway.say()
     assert gateway.frame(Room, "r", number, "tag tea") == 0
     assert gateway.got[number][-1] == "for tea"
-
-
-# --- registration
-
-
-@pytest.mark.parametrize(
-    ("name", "takes"),
-    [("websocket_message", "ws"), ("websocket_close", "ws, code"), ("websocket_error", "ws, error, more")],
-)
-def test_a_handler_with_the_wrong_signature_is_refused_when_its_class_is_registered(
-    name: str, takes: str
-) -> None:
-    space: dict[str, Any] = {}
-    exec(f"def {name}(self, {takes}): ...", space)
-    cls = type("Wrong", (DurableObject,), {name: space[name]})
-    with pytest.raises(TypeError, match=f"Wrong.{name}"):
-        register([cls])
-
-
-def test_the_entries_of_gateways_are_no_methods_that_callers_are_told_of(gateway: Gateway) -> None:
-    sent = gateway.scene.start(Room, "r", "nothing")
-    assert "web." not in str(sent.error())
-    bad = gateway._call(Room, "r", "web.frame", b"short", "x")
-    worse = gateway._call(Room, "r", "web.closed", gateway.key(1), "1000", "", True, None)
-    gateway.scene.commit()
-    assert type(bad.error()) is type(worse.error()) is InvalidArgument

@@ -116,7 +116,8 @@ class Gateways:
         self._engine = parts.engine
         self._clock = parts.clock
         self._send_frames = parts.send_frames
-        self._epoch = epoch
+        self.epoch = epoch
+        """Of this incarnation of the worker."""
         self._counter = 0
         self._pack = codec.make_packer()
         self._known: dict[bytes, _Gateway] = {}
@@ -142,7 +143,7 @@ class Gateways:
     def _load(self) -> None:
         now_ms = self._host.timetable.now_ms()
         for gateway in sorted({*self._ids(keys.SOCKETS_REGION), *self._ids(keys.FRAMES_REGION)}):
-            state = self._known[gateway] = _Gateway(gateway, self._epoch)
+            state = self._known[gateway] = _Gateway(gateway, self.epoch)
             row = keys.frames_key(gateway, 0, 0)
             record = self._engine.get(row)
             if record is not None:
@@ -165,7 +166,7 @@ class Gateways:
         if state is None:
             if len(self._known) >= self._limits.gateways_max:
                 raise Overloaded("too many gateways are known here", limit="gateways_max")
-            state = self._known[gateway] = _Gateway(gateway, self._epoch)
+            state = self._known[gateway] = _Gateway(gateway, self.epoch)
         return state
 
     # --- sockets and frames
@@ -181,13 +182,13 @@ class Gateways:
         put = host.committer.put
         leaving: list[tuple[_Gateway, bytes, bytes]] = []
         for gateway, records in frames.items():
-            state = self._known.get(gateway) or _Gateway(gateway, self._epoch)
+            state = self._known.get(gateway) or _Gateway(gateway, self.epoch)
             if state.lost_ms is not None:
                 self._put_loss(state)  # the group holds something, as the turn's outputs wait for it
                 continue
             for payload in records:
                 self._counter += 1
-                row = keys.frames_key(gateway, self._epoch, self._counter)
+                row = keys.frames_key(gateway, self.epoch, self._counter)
                 put(row, seal(row, payload))
                 state.untaken_bytes += len(payload)
                 leaving.append((state, row, payload))
@@ -335,7 +336,7 @@ class Gateways:
                 break
             size += len(payload)
             epoch, counter = keys.frames_position(row)
-            if epoch == self._epoch:
+            if epoch == self.epoch:
                 parts += (b"\x92", self._pack(counter), payload)
             else:
                 parts += (b"\x93", self._pack(counter), payload, self._pack(epoch))
@@ -403,7 +404,7 @@ class Gateways:
         self._host.committer.put(row, seal(row, codec.encode(state.lost_ms)))
 
     def _has_rows(self, state: _Gateway) -> bool:
-        if state.released != keys.frames_key(state.id, self._epoch, 0):
+        if state.released != keys.frames_key(state.id, self.epoch, 0):
             return True
         prefix = keys.sockets_prefix(state.id)
         for start in (prefix, state.prefix):

@@ -41,6 +41,7 @@ from perdure_storage.engine import Engine
 from perdure_storage.memory import MemoryEngine
 from perdure_storage.shard import open_shard
 from perdure_worker.config import WorkerConfig
+from perdure_worker.epoch_messages import takers
 from perdure_worker.guard import Guard
 from perdure_worker.host import Host
 from perdure_worker.loader import load_application
@@ -123,6 +124,7 @@ class Worker:
             send_frames=self._send_frames,
         )
         self._host = Host(_host_settings(config), parts)
+        self._takers = takers(self._host)
         self._links = DoorLinks(
             loop,
             self._context,
@@ -254,15 +256,9 @@ class Worker:
                 self._send_refusal(identity, origin, ShardUnavailable("this worker is stopping"), body)
             else:
                 self._host.on_calls(self._peers.get(identity, origin), body, head.stamp)
-        elif head.kind == protocol.STREAM:
+        elif (take := self._takers.get(head.kind)) is not None:
             if head.number == self._config.epoch:
-                self._host.streams.on_message(identity, origin, body)
-        elif head.kind == protocol.PART:
-            if head.number == self._config.epoch:
-                self._host.streams.bodies.on_message(identity, origin, body)
-        elif head.kind == protocol.SOCKETS:
-            if head.number == self._config.epoch:
-                self._host.gateways.on_message(identity, origin, body)
+                take(identity, origin, body)
         elif head.kind == protocol.CALL:
             call = protocol.read_call_header(header)
             peer = self._peers.get(identity, origin, raw=True)

@@ -17,6 +17,7 @@ from perdure.errors import (
     UnknownNamespace,
 )
 from perdure.methods import Method
+from perdure.web_wire import FETCH
 from perdure_worker.clients import labels_of
 from perdure_worker.interleaving import joins_its_caller
 from perdure_worker.peers import Peer
@@ -72,6 +73,12 @@ class Refusals(Residence):
 
     def _unknown_method(self, namespace: str, method_name: Any) -> UnknownMethod:
         known = self.classes[namespace].method_names
+        if method_name == FETCH:
+            return UnknownMethod(
+                f"{namespace} defines no fetch, so its objects take no HTTP requests; it has: {known}",
+                namespace=namespace,
+                method=FETCH,
+            )
         return UnknownMethod(
             f"{namespace} has no callable method {method_name!r:.80}; it has: {known}",
             namespace=namespace,

@@ -66,7 +66,7 @@ class ObjectClass:
             _handler(cls, "websocket_error", "ws", "error"),
         )
         """What runs for messages and ends of WebSockets."""
-        if any(self.sockets) or inspect.getattr_static(cls, "fetch", None) is not None:
+        if any(self.sockets) or fetch is not None:
             self.methods = {**self.methods, **socket_methods(cls, self.sockets)}
         for method in self.methods.values():
             method.mark = marks.describe(self.namespace, method.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine
 from types import CoroutineType
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
 from perdure.converter import describe_error
 from perdure.errors import InvalidArgument, MessageTooLarge
@@ -61,7 +61,6 @@ class _EventMethod(Method):
         self.mark = b""
         self.function = function  # type: ignore[assignment]
         self.bind = bind  # type: ignore[assignment]
-        self.dump_args = _refuse_arguments
         self.is_generator = self.blocking = self.interleaved = False
         self.is_async = self.public = self.plain = True
         self.accepts_no_args = False
@@ -151,7 +150,3 @@ def _bind_closed(args: Any, kwargs: Any) -> Bound:
 
 def _is_key(key: Any) -> bool:
     return type(key) is bytes and len(key) == SOCKET_KEY_BYTES
-
-
-def _refuse_arguments(args: Any, kwargs: Any) -> NoReturn:
-    raise InvalidArgument("this is for gateways, which call it by themselves")

@@ -334,7 +334,7 @@ class Streams:
     def tick(self) -> None:
         """Call about every 50 ms: stops streams whose readers are gone or silent."""
         now = self._clock()
-        self.bodies.tick(now)
+        self.bodies.tick(now, stopping=now >= self._drained_at)
         for stream in list(self._open.values()):
             if stream.peer.gone:
                 self._stop(stream)

@@ -197,11 +197,15 @@ class Bodies:
 
     # --- time
 
-    def tick(self, now: float) -> None:
-        """Call about every 50 ms."""
+    def tick(self, now: float, *, stopping: bool) -> None:
+        """Call about every 50 ms; a worker that stops waits for nobody's body."""
         limits = self.limits
         for incoming in list(self._waiting):
-            if incoming.peer.gone or (incoming.pulls and now - incoming.heard > limits.http_part_wait_s):
+            if (
+                stopping
+                or incoming.peer.gone
+                or (incoming.pulls and now - incoming.heard > limits.http_part_wait_s)
+            ):
                 incoming.leave()
             elif now - incoming.asked > limits.http_part_again_s:
                 incoming.asked = now

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 _CHUNK_BYTES = Limits().http_body_inline_bytes
+_BODY_BYTES_MAX = Limits().message_bytes_max - 1024 * 1024
 _NO_BODY = frozenset({204, 304})
 
 
@@ -62,10 +63,10 @@ async def serve(
                 accepted = upgrade.end(response)
             if accepted is not None:
                 return accepted
-            _check(method, response)
         except (HTTPException, BodyTooLarge) as error:
             host.discard(resident)
             response = _error_response(error)
+        _check(method, response)
         if type(response).__call__ is Response.__call__:
             return [response.status_code, _headers(method, response.raw_headers), bytes(response.body), None]
         return await host.streams.drive(resident, turn, _items(method, response, request, incoming))
@@ -75,7 +76,7 @@ async def serve(
 
 
 async def _run(method: FetchMethod, host: Execution, instance: Any, request: Request) -> Any:
-    if inspect.iscoroutinefunction(method.function):
+    if method.is_async:
         return await method.function(instance, request)
     await request.body()  # it cannot wait for it
     if method.blocking:
@@ -120,8 +121,14 @@ def _check(method: FetchMethod, response: Any) -> None:
             f"{method.title}: a background task of a response would run when the turn is over and nothing "
             "can be stored; use self.ctx.send(...) or an alarm, or do it before you return"
         )
-    if response.status_code < 200:
+    if not 200 <= response.status_code <= 599:
         raise ValueError(f"{method.title}: {response.status_code} is no status of a response")
+    body = getattr(response, "body", b"")
+    if len(body) > _BODY_BYTES_MAX:
+        raise ValueError(
+            f"{method.title}: a response of {len(body)} bytes does not fit into one message; use a "
+            "StreamingResponse or a FileResponse"
+        )
 
 
 def _error_response(error: HTTPException | BodyTooLarge) -> Response:
