@@ -205,6 +205,8 @@ def test_a_message_one_byte_over_the_limit_is_refused_at_the_sender(scene: Scene
     scene.start("put", b"")
     around = len(codec.encode(list(scene.sent[0].items[0]))) + 3  # a long bytes has a longer header
     fits, too_large = (bytes(LIMITS.message_bytes_max - around + more) for more in (0, 1))
+    with pytest.raises(MessageTooLarge):
+        scene.call("put", too_large).result(0)  # also when nothing else waits
     other = scene.call("other")
     with pytest.raises(MessageTooLarge) as caught:
         scene.call("put", too_large).result(0)

@@ -134,10 +134,12 @@ def test_values_are_converted_by_the_annotations_of_a_known_class(scene: Scene, 
     ]
 
 
-@pytest.mark.parametrize("args", [("\ud800",), (object(),), ([1, {2: 3}],)])
-def test_what_cannot_be_sent_is_told_as_on_the_long_way(scene: Scene, client: Client, args: Any) -> None:
-    with pytest.raises(InvalidArgument, match=r"Counter\.paint\(\): an argument cannot be sent"):
-        stub_of(client, "a").paint(*args)._future.result(0)
+@pytest.mark.parametrize("argument", ["\ud800", object(), [1, {2: 3}], {1: 2}])
+def test_what_cannot_be_sent_is_told_as_on_the_long_way(scene: Scene, client: Client, argument: Any) -> None:
+    stub = stub_of(client, "a")
+    for call in (stub.paint(argument), stub.paint(at=argument), stub.paint(1, color=argument)):
+        with pytest.raises(InvalidArgument, match=r"Counter\.paint\(\): an argument cannot be sent"):
+            call._future.result(0)
     assert not items(scene)
 
 
