@@ -48,7 +48,6 @@ class ClientMethod(RemoteMethod):
 
     __slots__ = (
         "_bare",
-        "_begin",
         "_caller",
         "_create_future",
         "_end",
@@ -68,7 +67,6 @@ class ClientMethod(RemoteMethod):
     ) -> None:
         super().__init__(target, method, sender)
         self._caller = caller
-        self._begin = caller.begin
         self._create_future = create_future
         self._timeout_s = target.timeout_s
         self._map: SlotMap | None = None
@@ -87,13 +85,13 @@ class ClientMethod(RemoteMethod):
                 tail = self._bare = self._encode_bare()
         if tail is None:
             return self(*args, **kwargs)
-        slot_map = self._caller.map
-        if slot_map is not self._map:
-            self._map, self._worker = slot_map, self._caller.worker_of(self._target.hashed)
+        caller = self._caller
+        if caller.map is not self._map:
+            self._map, self._worker = caller.map, caller.worker_of(self._target.hashed)
         call = _Issued()
         call._future = call.answer = self._create_future()
         call.target, call.method, call.spec = self._target, self._method, self._spec
-        self._begin(call, tail, self._worker, self._timeout_s)
+        caller.begin(call, tail, self._worker, self._timeout_s)
         return call
 
     def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
