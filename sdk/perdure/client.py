@@ -23,8 +23,10 @@ import zmq
 from perdure import codec, ids, protocol
 from perdure.calls import Caller
 from perdure.channel import PeerGone, WouldBlock, open_context
+from perdure.client_stub import ClientMethod, ClientStub
 from perdure.connection import Connection
 from perdure.errors import InvalidArgument, PerdureError, ShardUnavailable
+from perdure.forks import watch
 from perdure.ids import ObjectId
 from perdure.limits import Limits
 from perdure.links import DoorLinks
@@ -53,6 +55,7 @@ _LIMITS = Limits()
 _TICK_S = 0.05
 _SEND_AGAIN_S = 0.002
 _CONNECT_TIMEOUT_S = 10.0
+_FORKED = "this client was connected before fork; connect in the child"
 _LAST_WORDS_MS = 100
 """How long a client that closes may take to tell the producers of its streams."""
 
@@ -115,6 +118,7 @@ class Client:
             want_flush=self._flush_soon,
             want_map=self._greet,
         )
+        watch(self)
         self._caller.streams.call_soon = loop.call_soon_threadsafe
         self._handlers[protocol.PULL] = self._caller.streams.uploads.on_pull
         self._start, self._create_future = self._caller.call, loop.create_future
@@ -201,8 +205,10 @@ class Client:
         and has one answer (kept for `Limits.reply_named_ttl_s`), however often and by whomever it is
         repeated; with another method or other arguments it is refused.  Raises `InvalidArgument`.
         """
-        sender = self if request_id is None else NamedRequests(request_id, self)
-        return Stub(self.target(cls, key, timeout), sender)
+        target = self.target(cls, key, timeout)
+        if request_id is None:
+            return ClientStub(target, self)
+        return Stub(target, NamedRequests(request_id, self))
 
     def id_from_name(self, ns: type | str, name: str) -> ObjectId:
         """The id of the object of that name."""
@@ -265,9 +271,19 @@ class Client:
     def check_process(self) -> None:
         """Raises `RuntimeError` in a child of the process that connected; it has none of ZeroMQ's threads."""
         if getpid() != self._process:
-            raise RuntimeError("this client was connected before fork; connect in the child")
+            raise RuntimeError(_FORKED)
+
+    def on_fork(self) -> None:
+        """In a child of the process that connected; see `perdure.forks`."""
+        self._caller.disown(_FORKED)
 
     # --- the sender of stubs
+
+    def bind(self, target: Target, method: str) -> Callable[..., Any]:
+        """See `perdure.client_stub.Binder`."""
+        bound = ClientMethod(target, method, self, self._caller, self._create_future)
+        # A method: calling it takes 0.1 µs less than calling an object.
+        return bound if bound.streams else bound.call
 
     def start(
         self,
@@ -279,8 +295,6 @@ class Client:
         request: Request | None = None,
     ) -> Call[Any]:
         """See `perdure.stub.Sender`; `request` is for `NamedRequests`."""
-        if getpid() != self._process:  # 0.15 µs of a call's 5
-            self.check_process()
         answer = self._create_future()
         self._start(target, method, args, kwargs, spec, answer, None, request)
         return Call(answer)

@@ -241,6 +241,14 @@ async def test_a_hundred_calls_on_one_stub_leave_in_call_order(tmp_path: Path) -
 
 
 @in_loop
+async def test_a_name_that_cannot_travel_is_refused_when_it_is_called(tmp_path: Path) -> None:
+    async with fake_cluster(tmp_path) as cluster, connect(cluster.url) as client:
+        method = getattr(client.get("Counter", "a"), "\ud800")
+        with pytest.raises(InvalidArgument, match="cannot be sent"):
+            await method()
+
+
+@in_loop
 async def test_errors_of_the_server_are_raised_as_themselves(tmp_path: Path) -> None:
     def refuse(item: Item) -> Any:
         raise {"full": Overloaded("full", limit="mailbox_calls_max"), "other": UnknownMethod("?")}[
