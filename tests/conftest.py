@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     # The test that touches 100,000 durable objects takes half as long behind a whole collection. Not before
-    # Hypothesis is imported, which looks through all objects then and would miss these (when trio is installed).
+    # Hypothesis is imported, which then looks for referrers and would miss these (when trio is installed).
     if "hypothesis" in sys.modules:
         gc.collect()
         gc.freeze()
