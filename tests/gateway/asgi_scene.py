@@ -47,7 +47,9 @@ class Cluster:
         self.named.append(request)
         return self.call(method, *args, **(kwargs or {}))
 
-    def start_stream(self, target: Target, method: str, args: Any, kwargs: Any, spec: Any) -> AsyncIterator[Any]:
+    def start_stream(
+        self, target: Target, method: str, args: Any, kwargs: Any, spec: Any
+    ) -> AsyncIterator[Any]:
         return self.call(method, *args, **(kwargs or {}))
 
     async def close(self) -> None:
@@ -114,7 +116,9 @@ async def ask(
     return Response(messages)
 
 
-def request(cluster: Cluster, method: str, path: str, *, gateway: Gateway | None = None, **options: Any) -> Response:
+def request(
+    cluster: Cluster, method: str, path: str, *, gateway: Gateway | None = None, **options: Any
+) -> Response:
     """The same to a gateway whose cluster is played, in a loop of its own."""
     served = gateway or Gateway()
 

@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from gateway.http_scene import DEADLINE_S, Scene, echo, limits, read_all, respond, serving, status_of, until
 
+from gateway.http_scene import DEADLINE_S, Scene, echo, limits, read_all, respond, serving, status_of, until
 from perdure_gateway.connections import Phase
 
 HEAD = b"POST / HTTP/1.1\r\nhost: h\r\n"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway.asgi_scene import Cluster, Response, ask, connect, request
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Mount, Route
 
+from gateway.asgi_scene import Cluster, Response, ask, connect, request
 from perdure import DurableObject, errors
 from perdure.ids import new_unique_id
 from perdure.web import WebReply
@@ -105,7 +105,9 @@ def test_paths_that_name_no_object_are_404(path: str) -> None:
 def test_only_what_a_gateway_was_told_to_serve_is_there() -> None:
     cluster = Cluster()
     gateway = Gateway(classes=[Room], namespaces=["Other"])
-    assert [request(cluster, "GET", f"/{n}/a/", gateway=gateway).status for n in ("Room", "Other", "Third")] == [
+    assert [
+        request(cluster, "GET", f"/{n}/a/", gateway=gateway).status for n in ("Room", "Other", "Third")
+    ] == [
         200,
         200,
         404,
@@ -143,7 +145,9 @@ def test_an_exception_is_500_with_an_id_under_which_the_log_has_the_rest(
     assert vars(record)["object"] == "Room/a"
 
 
-def test_a_defect_of_the_gateway_itself_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_defect_of_the_gateway_itself_is_logged_with_its_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     reply = request(raising(ZeroDivisionError("inside")), "GET", "/Room/a/")
     assert reply.status == 500
     assert b"inside" not in reply.body
@@ -162,7 +166,12 @@ def test_a_cluster_that_is_away_is_503(tmp_path: Path) -> None:
 def test_an_idempotency_key_names_the_request_for_one_method_and_path() -> None:
     cluster = Cluster()
     key = [(b"idempotency-key", b"k1")]
-    for method, path in (("POST", "/Room/a/x"), ("POST", "/Room/a/x"), ("PUT", "/Room/a/x"), ("POST", "/Room/a/y")):
+    for method, path in (
+        ("POST", "/Room/a/x"),
+        ("POST", "/Room/a/x"),
+        ("PUT", "/Room/a/x"),
+        ("POST", "/Room/a/y"),
+    ):
         request(cluster, method, path, headers=key)
     first, again, other_method, other_path = cluster.named
     assert first == again
