@@ -1,4 +1,4 @@
-"""`python -m perdure_gateway` says what is wrong with its argument; see also test_http.py of the processes."""
+"""`python -m perdure_gateway` says what is wrong with its argument; the rest is tested with the processes."""
 
 from __future__ import annotations
 
