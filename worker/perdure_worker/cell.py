@@ -21,10 +21,10 @@ from perdure.object import namespace_of
 from perdure.plain import SCALARS
 from perdure.streams import Stream
 from perdure.stub import Call, Stub, Target, make_target
-from perdure_worker.clients import Request, nested_path
+from perdure_worker.clients import Client, Request, nested_path
 from perdure_worker.interleaving import Exclusive
 from perdure_worker.object_outbox import ObjectOutbox
-from perdure_worker.turns import CURRENT, TURN_CHAIN, TURN_DEADLINE, TURN_METHOD, TURN_REQUEST
+from perdure_worker.turns import CURRENT, TURN_CHAIN, TURN_DEADLINE, TURN_METHOD, TURN_REQUEST, TURN_SEQUENCE
 
 if TYPE_CHECKING:
     from perdure.object import Storage
@@ -155,6 +155,9 @@ class HostCell:
         if (parent := turn[TURN_REQUEST]) is not None:  # a turn that runs again repeats the ids
             progress = host.progress_of(turn)
             progress.calls += 1
+            if isinstance(parent, Client):
+                sequence = turn[TURN_SEQUENCE]
+                parent = parent.id, sequence, b"", min(parent.low, sequence)
             client, sequence, path, floor, *_ = parent
             request = client, sequence, nested_path(path, progress.calls), floor
         link: list[Any] = [resident.key, resident.label]

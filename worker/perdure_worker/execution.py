@@ -29,7 +29,7 @@ from perdure.methods import Method
 from perdure_worker import migrations
 from perdure_worker.answers import LARGE_REPLY_BYTES, ResultTooLarge
 from perdure_worker.cell import Aborted
-from perdure_worker.clients import Request
+from perdure_worker.clients import Client, Request
 from perdure_worker.interleaving import run_beside
 from perdure_worker.marks import MARK, describe
 from perdure_worker.pace import Pace
@@ -45,7 +45,6 @@ from perdure_worker.turns import (
     TURN_DEADLINE,
     TURN_METHOD,
     TURN_PEER,
-    TURN_REQUEST,
     TURN_SEQUENCE,
     Progress,
     Turn,
@@ -147,7 +146,7 @@ class Execution(Retries):
         kwargs: Any,
         deadline: float,
         chain: list[list[Any]] | None,
-        request: Request | None,
+        request: Client | Request | None,
     ) -> None:
         """Runs a turn to its end or first suspension.  Within `in_turns`; never raises."""
         turn: Turn = (peer, sequence, method, deadline, chain, request)
@@ -218,7 +217,7 @@ class Execution(Retries):
         task.marks, task.mark, task.pace = self.marks, self.marks.current(), self.pace
         task.turn = (resident, turn, self.loop.call_later(self.limits.turn_max_s, self._cut, task))
         if turn[TURN_METHOD] is not None:
-            self.windows.suspended(resident, turn, turn[TURN_REQUEST])
+            self.suspended(resident, turn)
         task.adopt(coroutine, context, yielded, self._on_task_done)
         if resident.inside is not None:
             resident.inside.suspended(turn, task)
@@ -248,7 +247,7 @@ class Execution(Retries):
         resident, turn, timer = task.turn
         timer.cancel()
         if turn[TURN_METHOD] is not None:
-            self.windows.ended(resident, turn[TURN_REQUEST])
+            self.not_suspended(resident, turn)
         self.touch(resident)
         try:
             if failure is None:
