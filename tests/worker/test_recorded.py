@@ -11,7 +11,6 @@ from perdure import DurableObject, Limits, durable
 from perdure.errors import InvalidArgument, OutcomeUnknown, StorageError
 from perdure_storage import keys
 from perdure_storage.memory import MemoryDisk, MemoryEngine
-from perdure_storage.records import seal
 from perdure_storage.reply_log import client_key, fold, read_client
 from worker.host_scene import Scene, Sent, take_time
 
@@ -346,14 +345,3 @@ def test_a_damaged_row_of_a_client_fails_its_calls_alone(make_scene: Any) -> Non
     you.call("a")
     scene.commit()
     assert scene.fields(Purse, "a") == {"coins": 3}
-
-
-@pytest.mark.parametrize(
-    "payload", [b"\xc1", b"\x91\x01", b"\x91\x92\x01\x02", b"\x91\x97\xc4\x01c\x01\x01\x01\x01\x01\x01"]
-)
-def test_a_row_of_the_log_that_makes_no_sense_is_a_typed_error(payload: bytes) -> None:
-    disk = MemoryDisk()
-    key = keys.REPLIES_PREFIX + b"\0\0"
-    disk.apply([(key, seal(key, payload))])
-    with pytest.raises(StorageError):
-        fold(MemoryEngine(disk), 0)

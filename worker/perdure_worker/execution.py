@@ -19,12 +19,12 @@ from contextvars import Context, copy_context
 from functools import partial
 from sys import getrefcount
 from types import CoroutineType
-from typing import Any, cast
+from typing import Any
 
 from perdure import codec, protocol
 from perdure.codec import SCALARS
 from perdure.converter import describe_error
-from perdure.errors import InvalidArgument, MessageTooLarge, PerdureError
+from perdure.errors import MessageTooLarge, PerdureError
 from perdure.methods import Method
 from perdure_worker import migrations
 from perdure_worker.answers import LARGE_REPLY_BYTES, ResultTooLarge
@@ -134,6 +134,11 @@ class Execution(Retries):
         enter(self.loop, self._spare)
         return task
 
+    def _check_spare(self) -> None:
+        if getrefcount(self._spare) != self._spare_references:
+            # Somebody kept it, and could cancel the turn that it serves next.
+            self._replace_spare().retire()
+
     # --- a turn
 
     def run_turn(
@@ -154,9 +159,7 @@ class Execution(Retries):
         try:
             arguments, keywords = method.bind(args, kwargs)
         except BaseException as error:  # users' constructors and validators run here
-            refusal = InvalidArgument(f"{method.title}: an argument raised {describe_error(error)}")
-            ours = issubclass(type(error), PerdureError)  # isinstance would ask a user's __class__
-            self.refuse(peer, sequence, cast(PerdureError, error) if ours else refusal)
+            self.refuse_arguments(peer, sequence, method.title, error)
             self.on_idle(resident)
             return
         self.turns += 1
@@ -201,9 +204,7 @@ class Execution(Retries):
         if suspended:
             self._suspend(resident, turn, coroutine, context, result)
             return
-        if getrefcount(self._spare) != self._spare_references:
-            # Somebody kept it, and could cancel the turn that it serves next.
-            self._replace_spare().retire()
+        self._check_spare()
         if failure is None:
             self._finish(resident, turn, result)
         else:

@@ -34,8 +34,8 @@ from perdure_worker.interleaving import can_start, goes_first
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
 from perdure_worker.pace import LOOKS_APART_MAX
 from perdure_worker.peers import Peer
+from perdure_worker.quick import QuickTurns
 from perdure_worker.recorded import SEQUENCE_END
-from perdure_worker.refusals import Refusals
 from perdure_worker.registry import ObjectClass
 from perdure_worker.resident import Resident
 from perdure_worker.retries import named_request
@@ -55,14 +55,13 @@ _AVERAGED_BYTES_MAX = 64 * 1024
 """Up to this size of a message, each waiting call in it counts as the average of them."""
 
 
-class Host(Refusals):
+class Host(QuickTurns):
     """All objects of one worker."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
         super().__init__(settings, parts)
         self.malformed = 0
         self._timeout_s = settings.limits.call_timeout_s
-        self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
         self._intake = Intake(settings.limits, parts.clock)
         self._at_once = 1  # calls between two looks at the clock: few while the last ones took long
         self._runnable: RoundRobin[Resident] = RoundRobin()
@@ -123,11 +122,7 @@ class Host(Refusals):
         """Takes calls, about a portion and one at least; the index of the first that is left."""
         count, enough, step = len(items), start + PORTION, self._at_once
         while start < enough:
-            for item in items[start : start + step]:
-                try:
-                    self._on_call(peer, client, item, base, now, size)
-                except BaseException as error:  # of one call, and none of the others'
-                    self._on_odd_call(peer, client, item, base, now, size, error)
+            self.take_calls(peer, client, items[start : start + step], base, now, size)
             start += step
             if start >= count:
                 return count

@@ -124,9 +124,14 @@ class RecordedReplies:
         """The call's turn wrote: its reply joins the open group, which is not empty."""
         part = client.part
         if part is None:
-            part = client.part = {}
-            self._open.append(client)
+            part = self.open_part(client)
         part[sequence] = (prefix, reply if len(reply) <= self._bytes_max else None)
+
+    def open_part(self, client: Client) -> dict[int, Record]:
+        """Where the open group's replies to the client go: prefix of the object's rows and reply."""
+        self._open.append(client)
+        part = client.part = {}
+        return part
 
     def record_alone(self, prefix: bytes, client: Client, sequence: int, reply: bytes) -> None:
         """As `record`, where nothing else of the turn joins the group: all its writes are in former ones."""
