@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -76,6 +78,12 @@ class Purse(DurableObject):
     async def empty(self) -> str:
         await self.storage.delete_all()
         return "empty"
+
+
+@pytest.fixture
+def make_scene(make_scene: Callable[..., Scene]) -> Callable[..., Scene]:
+    """Scenes of a client that does not tell which of its calls have ended; the others: test_recorded.py."""
+    return partial(make_scene, tells=False)
 
 
 def again(scene: Scene, item: list[Any], connection: bytes = b"again", head: Any = None) -> Sent:
