@@ -1,4 +1,4 @@
-"""Rows of recorded replies by themselves; test_recorded.py has them in a worker, test_reshard.py moves some."""
+"""Rows of recorded replies alone; test_recorded.py has them in a worker, test_reshard.py moves them."""
 
 from __future__ import annotations
 

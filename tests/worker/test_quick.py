@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from worker.host_scene import Scene, Sent, take_time
 
 ME = b"m" * 16
 NAMES = ("a", "b")
+KEPT: list[Any] = []
 
 
 class Everything(DurableObject):
@@ -75,6 +77,7 @@ class Numbers(DurableObject):
 
     number: int = durable(0)
     text: str = durable("")
+    real: float = durable(0.0)
 
     set = Everything.set
     count = Everything.count
@@ -83,6 +86,30 @@ class Numbers(DurableObject):
     fail = Everything.fail
     count_and_put = Everything.count_and_put
     wipe = Everything.wipe
+
+    async def count_and_go(self) -> int:
+        self.number += 1
+        self.ctx.get(Numbers, "other").count()
+        return self.number
+
+    async def keep_the_task(self) -> int:
+        KEPT.append(asyncio.current_task())
+        return len(KEPT)
+
+    async def cancel_the_kept(self) -> int:
+        self.number += KEPT.pop().cancel()
+        return self.number
+
+    async def wrong_result(self) -> int:
+        self.number += 1
+        return "text"  # type: ignore[return-value]
+
+    async def abort_after_all(self) -> int:
+        self.number += 1
+        try:
+            self.ctx.abort("no")
+        except BaseException:
+            return self.number
 
 
 VALUES = st.one_of(
@@ -94,11 +121,12 @@ VALUES = st.one_of(
     st.none(),
     st.just([1, 2]),
 )
+ODD = ["count_and_put", "count_and_go", "abort_after_all", "wipe", "fail", "slow", "unknown"]
 CALLS = st.one_of(
-    st.tuples(st.just("set"), st.tuples(st.sampled_from(["number", "text"]), VALUES)),
+    st.tuples(st.just("set"), st.tuples(st.sampled_from(["number", "text", "real"]), VALUES)),
     st.tuples(st.just("count"), st.one_of(st.just(()), st.tuples(VALUES), st.tuples(VALUES, VALUES))),
     st.tuples(st.just("set_two"), st.tuples(st.integers(0, 2), st.sampled_from(["", "x"]))),
-    st.tuples(st.sampled_from(["count_and_put", "wipe", "fail", "slow", "unknown"]), st.just(())),
+    st.tuples(st.sampled_from(ODD), st.just(())),
 )
 MORE_CALLS = st.one_of(
     CALLS,
@@ -118,7 +146,7 @@ def wire_safe(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def story(cls: type[DurableObject], steps: list[Any]) -> Any:
     """All that anybody sees of these calls."""
-    scene = Scene(cls)
+    scene = Scene(cls, limits=Limits(value_bytes_max=1_000))
     sent: list[Sent] = []
     waiting: list[Any] = []
     flush = 0
@@ -177,6 +205,22 @@ def test_ordinary_turns_end_as_they_would_the_general_way(steps: list[Any]) -> N
 )
 def test_all_other_turns_do_so_too(steps: list[Any]) -> None:
     both_ways(Everything, steps)
+
+
+@pytest.mark.parametrize("cls", [Numbers, Everything])
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [("set", ("text", "y" * 2_000))],
+        [("set", ("real", 0.0)), ("set", ("real", -0.0))],
+        [("set", ("number", 1)), ("set", ("number", True))],
+        [("set", ("text", 5)), ("set", ("text", "x"))],
+        [("keep_the_task", ()), ("count", ()), ("cancel_the_kept", ()), ("slow", ())],
+        *([(method, ())] for method in (*ODD, "wrong_result", "look")),
+    ],
+)
+def test_every_turn_that_is_not_ordinary_ends_as_it_would_the_general_way(cls: Any, calls: Any) -> None:
+    both_ways(cls, [("a", call, "send") for call in [("count", ()), ("count", ()), *calls, ("count", ())]])
 
 
 def test_an_ordinary_turn_takes_the_short_cut(make_scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
