@@ -112,6 +112,11 @@ class Limits:
     """Bytes of those replies, which each commit of the object writes again; larger ones are not kept."""
     reply_windows_max: int = 6_000
     """Clients' windows in a worker's memory that nothing needs: the others are read again when needed."""
+    reply_log_rows: int = 1_024
+    """Commit groups whose recorded replies stay in one row each: a second's at a thousand commits a second.
+    Replies are not longer on their way; of older ones, what may still be asked for is written again."""
+    reply_log_bytes_max: int = 16 * MIB
+    """The same in bytes: a start of a worker reads all of them."""
     clients_known_max: int = 10_000
     """Clients that a worker knows the open calls of; a forgotten one tells them again with its next call."""
     raw_calls_in_flight_max: int = 100_000
@@ -159,7 +164,7 @@ class Limits:
     socket_tags_max: int = 10
     """Tags of one WebSocket (Cloudflare's number): they are looked up, and written with each change of it."""
     socket_tag_chars_max: int = 256
-    """Longest tag of a WebSocket."""
+    """Longest tag of a WebSocket (Cloudflare's number): each is stored with its socket."""
     socket_attachment_bytes_max: int = 16 * KIB
     """Largest encoded attachment of a WebSocket; ten thousand of an object are read in one go."""
     socket_protocol_chars_max: int = 256

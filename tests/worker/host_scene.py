@@ -157,6 +157,7 @@ class Scene:
         slots: range = range(SLOTS),
         caller_slots: range | None = None,
         client_id: bytes = b"",
+        tells: bool = True,
         wall_clock: Callable[[], float] | None = None,
         **settings: Any,
     ) -> None:
@@ -169,7 +170,8 @@ class Scene:
         self.loop_errors: list[dict[str, Any]] = []
         self.client_id = client_id or next(_CLIENT_IDS).to_bytes(16, "big")
         """Of whoever calls; the client of another scene is another one, unless a test says otherwise."""
-        self._sequence = 0
+        self._tells = tells  # which of its calls have ended, as our clients do
+        self._sequence = self._flushes = 0
         self._held: list[Any] | None = None
         self._replies: dict[bytes, list[list[Any]]] = {}
         self.by_sequence: dict[tuple[bytes, int], list[list[Any]]] = {}
@@ -393,7 +395,14 @@ class Scene:
 
     def send(self, *items: Any, peer: Peer | None = None, stamp_ms: int = 0, head: Any = None) -> None:
         """One message with these calls, whatever they are."""
-        self.send_body(codec.encode([head or self.client_id, *items]), peer=peer, stamp_ms=stamp_ms)
+        if head is None:
+            head = self.client_id if not self._tells or (peer and peer.raw) else self._head()
+        self.send_body(codec.encode([head, *items]), peer=peer, stamp_ms=stamp_ms)
+
+    def _head(self) -> list[Any]:
+        """As clients begin their messages; none of the calls is said to have ended."""
+        self._flushes += 1
+        return [self.client_id, self._flushes, self._sequence if self._flushes > 1 else 0, 1]
 
     def send_body(self, body: bytes, *, peer: Peer | None = None, stamp_ms: int = 0) -> None:
         self.do(self.host.on_calls, peer or self.client, body, stamp_ms)
@@ -405,7 +414,7 @@ class Scene:
         method: str,
         *args: Any,
         kwargs: dict[str, Any] | None = None,
-        timeout_ms: int = 0,
+        timeout_ms: int = 30_000,
         chain: Any = None,
         request: Any = None,
     ) -> list[Any]:

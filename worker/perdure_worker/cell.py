@@ -24,11 +24,11 @@ from perdure.stub import Call, Stub, Target, make_target
 from perdure.web import WebReply, make_request, send_request
 from perdure.web_wire import FETCH
 from perdure.websocket import WebSocket, WebSocketResponse
-from perdure_worker.clients import Request, nested_path
+from perdure_worker.clients import Client, Request, nested_path
 from perdure_worker.interleaving import Exclusive
 from perdure_worker.object_outbox import ObjectOutbox
 from perdure_worker.sockets import sockets_of
-from perdure_worker.turns import CURRENT, TURN_CHAIN, TURN_DEADLINE, TURN_METHOD, TURN_REQUEST
+from perdure_worker.turns import CURRENT, TURN_CHAIN, TURN_DEADLINE, TURN_METHOD, TURN_REQUEST, TURN_SEQUENCE
 
 if TYPE_CHECKING:
     from perdure.object import Storage
@@ -187,6 +187,9 @@ class HostCell:
         if (parent := turn[TURN_REQUEST]) is not None:  # a turn that runs again repeats the ids
             progress = host.progress_of(turn)
             progress.calls += 1
+            if isinstance(parent, Client):
+                sequence = turn[TURN_SEQUENCE]
+                parent = parent.id, sequence, b"", min(parent.low, sequence)
             client, sequence, path, floor, *_ = parent
             request = client, sequence, nested_path(path, progress.calls), floor
         link: list[Any] = [resident.key, resident.label]

@@ -39,6 +39,7 @@ from perdure_storage.commit import Committer
 from perdure_storage.endings import exit_of_open
 from perdure_storage.engine import Engine
 from perdure_storage.memory import MemoryEngine
+from perdure_storage.reply_log import fold
 from perdure_storage.shard import open_shard
 from perdure_worker.config import WorkerConfig
 from perdure_worker.epoch_messages import takers
@@ -463,6 +464,7 @@ def main(argument: str) -> WorkerExit:
     try:
         shard = Path(config.shard)
         engine = MemoryEngine() if config.engine == "memory" else open_shard(shard, epoch=config.epoch)
+        fold(engine, int(time.time()))
         guard = Guard(config, engine, _LIMITS)
     except Exception as error:
         log.critical("the store cannot be opened: %s", error, extra={"shard": config.shard})
