@@ -17,6 +17,7 @@ from sys import getrefcount
 from typing import Any, Final
 from zlib import crc32
 
+from perdure import protocol
 from perdure.codec import SCALARS
 from perdure_storage.records import FORMAT, HEADER_BYTES
 from perdure_worker.clients import Client
@@ -160,10 +161,9 @@ class QuickTurns(Refusals):
             return
         changed = index = -1
         value: Any = None
-        encoded = b""
+        encoded = reply = b""
         values = resident.instance.__dict__
         try:
-            reply = self._pack([sequence, 0, result])
             for saved in resident.saved:
                 index += 1
                 now = values.get(cls.field_names[index], resident)
@@ -175,6 +175,8 @@ class QuickTurns(Refusals):
                         changed, value = index if changed == -1 else -2, now
                     if changed == -2:
                         break
+            if changed != -2:
+                reply = self._pack([sequence, protocol.STATUS_RESULT, result])
             if changed >= 0:
                 encoded = self._pack(value)
         except BaseException:  # the general way says what it is
