@@ -125,23 +125,21 @@ class QuickTurns(Refusals):
         resident.turn = turn
         CURRENT.set(turn)
         context = copy_context()
-        yielded = failure = None
+        yielded = result = failure = None
         try:
             coroutine = method.function(resident.instance, *args)
             yielded = context.run(coroutine.send, None)
         except StopIteration as stop:  # a coroutine raises it at its end only
-            if getrefcount(self._spare) == self._spare_references:
-                self._end_quickly(resident, turn, stop.value)
-                return
             result = stop.value
         except BaseException as raised:  # KeyboardInterrupt too: a method does not stop the worker
             failure = raised
         else:
             self._suspend(resident, turn, coroutine, context, yielded)
             return
-        self._check_spare()
+        if getrefcount(self._spare) != self._spare_references:
+            self._check_spare()
         if failure is None:
-            self._finish(resident, turn, result)
+            self._end_quickly(resident, turn, result)
         else:
             self._fail(resident, turn, failure)
             failure = None  # its traceback holds this frame
