@@ -17,6 +17,7 @@ from sys import getrefcount
 from typing import Any, Final
 from zlib import crc32
 
+from perdure import protocol
 from perdure.codec import SCALARS
 from perdure_storage.records import FORMAT, HEADER_BYTES
 from perdure_worker.clients import Client
@@ -124,23 +125,21 @@ class QuickTurns(Refusals):
         resident.turn = turn
         CURRENT.set(turn)
         context = copy_context()
-        yielded = failure = None
+        yielded = result = failure = None
         try:
             coroutine = method.function(resident.instance, *args)
             yielded = context.run(coroutine.send, None)
         except StopIteration as stop:  # a coroutine raises it at its end only
-            if getrefcount(self._spare) == self._spare_references:
-                self._end_quickly(resident, turn, stop.value)
-                return
             result = stop.value
         except BaseException as raised:  # KeyboardInterrupt too: a method does not stop the worker
             failure = raised
         else:
             self._suspend(resident, turn, coroutine, context, yielded)
             return
-        self._check_spare()
+        if getrefcount(self._spare) != self._spare_references:
+            self._check_spare()
         if failure is None:
-            self._finish(resident, turn, result)
+            self._end_quickly(resident, turn, result)
         else:
             self._fail(resident, turn, failure)
             failure = None  # its traceback holds this frame
@@ -160,10 +159,9 @@ class QuickTurns(Refusals):
             return
         changed = index = -1
         value: Any = None
-        encoded = b""
+        encoded = reply = b""
         values = resident.instance.__dict__
         try:
-            reply = self._pack([sequence, 0, result])
             for saved in resident.saved:
                 index += 1
                 now = values.get(cls.field_names[index], resident)
@@ -175,6 +173,8 @@ class QuickTurns(Refusals):
                         changed, value = index if changed == -1 else -2, now
                     if changed == -2:
                         break
+            if changed != -2:
+                reply = self._pack([sequence, protocol.STATUS_RESULT, result])
             if changed >= 0:
                 encoded = self._pack(value)
         except BaseException:  # the general way says what it is

@@ -11,7 +11,7 @@ Guarantees, for a client's own calls (those that turns make and named requests a
 The replies of a group make one row of a log with a fixed number of places (`perdure_storage.reply_log`).
 A place is written over when the log comes round; replies in it that may still be asked for move to the
 row of their client, which few clients ever need.  A record costs one dict item and a fiftieth of a row:
-3.5 µs of 9.3 less than a row for each object and client (docs/decisions/0016).
+2.7 µs of 9.0 less than a row for each object and client (docs/decisions/0016).
 """
 
 from __future__ import annotations
