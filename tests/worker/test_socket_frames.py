@@ -27,15 +27,21 @@ def delivered(records: list[bytes]) -> dict[int, list[Any]]:
     return got
 
 
+def put(frames: Frames, gateway: bytes, number: int, kind: int, payload: Any) -> None:
+    """As whoever sends does it."""
+    before = frames.size
+    if not frames.join(gateway, number, kind, payload):
+        frames.add(gateway, number, kind, payload)
+    assert frames.size > before
+
+
 @given(SENDS)
 def test_each_socket_gets_what_it_was_sent_in_that_order(sends: list[tuple[int, int, int, int]]) -> None:
     frames = Frames()
     expected: dict[bytes, dict[int, list[Any]]] = {}
     for gateway, number, kind, which in sends:
         payload: Any = "abc"[which] if kind == TEXT else b"abc"[which : which + 1]
-        before, growth = frames.size, frames.growth(GATEWAYS[gateway], number, kind, payload)
-        frames.add(GATEWAYS[gateway], number, kind, payload)
-        assert frames.size == before + growth
+        put(frames, GATEWAYS[gateway], number, kind, payload)
         expected.setdefault(GATEWAYS[gateway], {}).setdefault(number, []).append((kind, payload))
     assert bool(frames) == bool(sends)
     records = frames.records(Limits())
@@ -45,8 +51,8 @@ def test_each_socket_gets_what_it_was_sent_in_that_order(sends: list[tuple[int, 
 def test_the_same_for_many_sockets_is_one_entry_also_when_it_alternates() -> None:
     frames = Frames()
     for number in range(100):
-        frames.add(GATEWAYS[0], number, TEXT, "a")
-        frames.add(GATEWAYS[0], number, TEXT, "b")
+        put(frames, GATEWAYS[0], number, TEXT, "a")
+        put(frames, GATEWAYS[0], number, TEXT, "b")
     (record,) = frames.records(Limits())[GATEWAYS[0]]
     assert codec.decode(record) == [[0, "a", list(range(100))], [0, "b", list(range(100))]]
 
@@ -54,7 +60,7 @@ def test_the_same_for_many_sockets_is_one_entry_also_when_it_alternates() -> Non
 def test_text_and_binary_of_the_same_letters_and_closes_are_told_apart() -> None:
     frames = Frames()
     for kind, payload in ((TEXT, "a"), (BINARY, b"a"), (AUTO, ("a", "b")), (AUTO, None), (CLOSE, (1000, ""))):
-        frames.add(GATEWAYS[0], 1, kind, payload)
+        put(frames, GATEWAYS[0], 1, kind, payload)
     (record,) = frames.records(Limits())[GATEWAYS[0]]
     assert codec.decode(record) == [
         [0, "a", [1]],
@@ -68,7 +74,7 @@ def test_text_and_binary_of_the_same_letters_and_closes_are_told_apart() -> None
 def test_much_is_cut_into_records_by_size_and_number_of_entries() -> None:
     frames = Frames()
     for number in range(10):
-        frames.add(GATEWAYS[0], 1, TEXT, f"{number:0100}")
+        put(frames, GATEWAYS[0], 1, TEXT, f"{number:0100}")
     by_entries = frames.records(Limits(frames_record_entries_max=4))[GATEWAYS[0]]
     assert [entries_of(record) for record in by_entries] == [4, 4, 2]
     by_size = frames.records(Limits(batch_bytes_max=300))[GATEWAYS[0]]

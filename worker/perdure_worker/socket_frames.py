@@ -53,28 +53,32 @@ class Frames:
     def __bool__(self) -> bool:
         return bool(self._gateways)
 
-    def growth(self, gateway: bytes, number: int, kind: int, payload: Any) -> int:
-        """By how much `size` would grow."""
+    def join(self, gateway: bytes, number: int, kind: int, payload: Any) -> bool:
+        """Adds the frame to an entry with the same data, if one stands behind all that the socket has."""
         mine = self._gateways.get(gateway)
-        if mine is not None and mine.latest.get((kind, payload), -1) > mine.last.get(number, -1):
-            return _ENTRY_BYTES
+        if mine is None:
+            return False
+        at = mine.latest.get((kind, payload), -1)
+        if at <= mine.last.get(number, -1):
+            return False
+        mine.entries[at][2].append(number)
+        mine.last[number] = at
+        self.size += _ENTRY_BYTES
+        return True
+
+    @staticmethod
+    def growth(kind: int, payload: Any) -> int:
+        """By how much `size` grows with another entry."""
         return _ENTRY_BYTES + (len(payload) if kind in (TEXT, BINARY) else 0)
 
     def add(self, gateway: bytes, number: int, kind: int, payload: Any) -> None:
-        """One frame for one socket; `payload` is hashable."""
+        """Adds the frame as another entry; `payload` is hashable."""
         mine = self._gateways.get(gateway)
         if mine is None:
             mine = self._gateways[gateway] = _ForGateway()
-        what = kind, payload
-        at = mine.latest.get(what, -1)
-        if at > mine.last.get(number, -1):
-            mine.entries[at][2].append(number)
-            self.size += _ENTRY_BYTES
-        else:
-            at = mine.latest[what] = len(mine.entries)
-            mine.entries.append([kind, list(payload) if type(payload) is tuple else payload, [number]])
-            self.size += _ENTRY_BYTES + (len(payload) if kind in (TEXT, BINARY) else 0)
-        mine.last[number] = at
+        mine.last[number] = mine.latest[kind, payload] = len(mine.entries)
+        mine.entries.append([kind, list(payload) if type(payload) is tuple else payload, [number]])
+        self.size += self.growth(kind, payload)
 
     def records(self, limits: Limits) -> dict[bytes, list[bytes]]:
         """The encoded records of each gateway, in order: one, unless they are many or large frames."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure import codec
 from perdure.errors import InvalidArgument
+from perdure_storage import keys
 from perdure_worker.socket_frames import BINARY, TEXT
 
 if TYPE_CHECKING:
@@ -38,7 +39,18 @@ class State(IntEnum):
 class Socket:
     """See `perdure.websocket.WebSocket`."""
 
-    __slots__ = ("_accepted_ms", "_attachment", "_held", "_of", "_state", "key", "protocol", "tags")
+    __slots__ = (
+        "_accepted_ms",
+        "_attachment",
+        "_held",
+        "_of",
+        "_state",
+        "gateway",
+        "key",
+        "number",
+        "protocol",
+        "tags",
+    )
 
     def __init__(
         self,
@@ -57,6 +69,8 @@ class Socket:
         self._held: list[tuple[int, Any]] = []
         """What it was sent while it was pending."""
         self.key = key
+        self.gateway = key[: keys.GATEWAY_ID_BYTES]
+        self.number = int.from_bytes(key[keys.GATEWAY_ID_BYTES :], "big")
         self.tags = tags
         self.protocol = protocol
 

@@ -34,7 +34,6 @@ log = logging.getLogger("perdure.worker")
 
 _SENT = b"\xff"
 """Behind keys.SOCKET in the write-set, and never on disk: the turn has sent something."""
-_NUMBER_AT = keys.GATEWAY_ID_BYTES
 
 
 def run_handler(host: Execution, handler: Any, instance: Any, *args: Any) -> Any:
@@ -159,7 +158,7 @@ class ObjectSockets:
             raise Overloaded(
                 f"{self._resident.label} has {limit} WebSockets already", limit="sockets_per_object_max"
             )
-        self._host.gateways.expect(key[:_NUMBER_AT])
+        self._host.gateways.expect(key[: keys.GATEWAY_ID_BYTES])
         if protocol is not None and (
             type(protocol) is not str or not 1 <= len(protocol) <= self._limits.socket_protocol_chars_max
         ):
@@ -180,7 +179,7 @@ class ObjectSockets:
         if auto == self._auto:
             return
         for socket in self._open.values():
-            self._emit(socket.key, AUTO, auto)
+            self._emit(socket, AUTO, auto)
         if self._undo_auto is None:
             self._undo_auto = (self._auto,)
         self._auto = auto
@@ -203,7 +202,7 @@ class ObjectSockets:
                 f"the message has {size} bytes; {limit} are allowed (socket_frame_bytes_max)"
             )
         if socket._state is State.OPEN:
-            self._emit(socket.key, kind, payload)
+            self._emit(socket, kind, payload)
         elif socket._state is State.PENDING:
             socket._held.append((kind, payload))
         elif socket._state is State.CLOSED:
@@ -215,7 +214,7 @@ class ObjectSockets:
         """See `WebSocket.close`."""
         self._host.check_turn(self._resident)
         if socket._state is State.OPEN:
-            self._emit(socket.key, CLOSE, (code, reason))
+            self._emit(socket, CLOSE, (code, reason))
             self._remember(socket)
             self._take_out(socket, State.CLOSED)
             self._put_rows(socket, stored=False)
@@ -262,7 +261,7 @@ class ObjectSockets:
 
     def admit(self, socket: Socket) -> None:
         """`fetch` has returned the socket that it accepted: its rows and frames join the turn's batch."""
-        self._host.gateways.expect(socket.key[:_NUMBER_AT])
+        self._host.gateways.expect(socket.gateway)
         if socket._state is State.PENDING:
             self._undo.setdefault(socket.key, (socket, State.PENDING, socket._attachment))
             self._put_in(socket)
@@ -270,7 +269,7 @@ class ObjectSockets:
             socket._state = State.OPEN
         held, socket._held = socket._held, []
         for kind, payload in held:
-            self._emit(socket.key, kind, payload)
+            self._emit(socket, kind, payload)
 
     # --- ends
 
@@ -355,13 +354,14 @@ class ObjectSockets:
 
     # --- in memory, and in the write-set
 
-    def _emit(self, key: bytes, kind: int, payload: Any) -> None:
+    def _emit(self, socket: Socket, kind: int, payload: Any) -> None:
         frames, storage = self._frames, self._storage
-        gateway, number = key[:_NUMBER_AT], int.from_bytes(key[_NUMBER_AT:], "big")
-        storage._check_growth(frames.size + frames.growth(gateway, number, kind, payload))
+        if frames.join(socket.gateway, socket.number, kind, payload):
+            return
+        storage._check_growth(frames.size + frames.growth(kind, payload))
         if not frames:
             storage._put_row(self._prefix + keys.SOCKET + _SENT, b"")
-        frames.add(gateway, number, kind, payload)
+        frames.add(socket.gateway, socket.number, kind, payload)
 
     def _remember(self, socket: Socket) -> None:
         self._undo.setdefault(socket.key, (socket, socket._state, socket._attachment))
