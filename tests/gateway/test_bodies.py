@@ -31,9 +31,7 @@ class Client:
 
 
 def read(client: Client, headers: Headers, *, http1: bool = True, inline: int = 10, most: int = 30) -> Body:
-    return asyncio.run(
-        read_body(client.receive, headers, http1=http1, inline_bytes=inline, bytes_max=most)
-    )
+    return asyncio.run(read_body(client.receive, headers, http1=http1, inline_bytes=inline, bytes_max=most))
 
 
 async def rest(client: Client, headers: Headers) -> list[bytes]:

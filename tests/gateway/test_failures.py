@@ -37,7 +37,9 @@ def test_what_the_caller_can_do_decides_the_status(error: Exception, status: int
 def test_what_can_be_repeated_says_when() -> None:
     headers = dict(failure_of(errors.Overloaded("busy", retry_after=3.2)).all_headers(0))
     assert headers[b"retry-after"] == b"4"
-    assert dict(failure_of(errors.Overloaded("busy", retry_after=0.05)).all_headers(0))[b"retry-after"] == b"1"
+    assert (
+        dict(failure_of(errors.Overloaded("busy", retry_after=0.05)).all_headers(0))[b"retry-after"] == b"1"
+    )
     assert dict(failure_of(errors.ShardUnavailable("down")).all_headers(0))[b"retry-after"] == b"1"
     assert b"retry-after" not in dict(failure_of(errors.DeadlineExceeded("late")).all_headers(0))
 

@@ -25,7 +25,9 @@ def test_without_a_rest_the_path_is_a_slash(raw: bytes) -> None:
     assert place.path == "/"
 
 
-@pytest.mark.parametrize("raw", [b"", b"/", b"/Room", b"/Room/", b"//x/y", b"Room/x", b"*", b"/Room/%ff/", b"/R/x/%c3"])
+@pytest.mark.parametrize(
+    "raw", [b"", b"/", b"/Room", b"/Room/", b"//x/y", b"Room/x", b"*", b"/Room/%ff/", b"/R/x/%c3"]
+)
 def test_what_names_no_object_is_no_place(raw: bytes) -> None:
     assert place_of(raw) is None
 
