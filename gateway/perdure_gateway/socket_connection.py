@@ -4,6 +4,9 @@ Guarantees: a connection that ends without a close from the client is told as 10
 a ping, or does not take its close, is gone a moment later, however full its buffers are; a client that waits
 for its object is not taken for dead; a stop says 1001, and is over when all objects know.
 
+An idle connection weighs about 14 KB with all that belongs to it, instead of 20: five empty deques of
+asyncio's queue and events are gone (0.76 KB each), and request and response with the handshake.
+
 As it comes, uvicorn says 1005 for a lost connection, waits for ever for a client that takes nothing, reads no
 pong while a message waits for the application, and stops with 1012.
 """
@@ -13,7 +16,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
 from websockets.http11 import Request
 
 from perdure_gateway.admission import Admission
@@ -26,6 +31,65 @@ _STOP_CLOSE_S = 2.0
 """How long a client may take to answer the close of a gateway that stops."""
 
 
+class _Inbox:
+    """What the application is told next; as much of an asyncio.Queue as is needed here."""
+
+    __slots__ = ("_items", "_waiter")
+
+    def __init__(self) -> None:
+        self._items: list[Any] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def empty(self) -> bool:
+        return not self._items
+
+    def put_nowait(self, item: Any) -> None:
+        if self._items is None:
+            self._items = [item]
+        else:
+            self._items.append(item)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def get(self) -> Any:
+        while not self._items:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        item = self._items.pop(0)
+        if not self._items:
+            self._items = None
+        return item
+
+
+class _Gate:
+    """Whether more may be written; as much of an asyncio.Event as is needed here."""
+
+    __slots__ = ("_open", "_waiters")
+
+    def __init__(self) -> None:
+        self._open = True
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def set(self) -> None:
+        self._open = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters = []
+
+    def clear(self) -> None:
+        self._open = False
+
+    async def wait(self) -> None:
+        while not self._open:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+
 class SocketConnection(WebSocketsSansIOProtocol):
     """A WebSocket connection, which counts as a connection of its client until it ends."""
 
@@ -33,6 +97,22 @@ class SocketConnection(WebSocketsSansIOProtocol):
     _address: str | None = None
     _cutting: asyncio.TimerHandle | None = None
     """Ends the connection when its application has returned and it still stands."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.queue: Any = _Inbox()
+        self.writable: Any = _Gate()
+
+    def start_keepalive(self) -> None:
+        """The client is accepted."""
+        super().start_keepalive()
+        del self.request, self.response
 
     def counted(self, admission: Admission, address: str | None) -> None:
         """It is counted there, and leaves at its end."""

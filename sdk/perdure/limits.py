@@ -164,7 +164,7 @@ class Limits:
     socket_tags_max: int = 10
     """Tags of one WebSocket (Cloudflare's number): they are looked up, and written with each change of it."""
     socket_tag_chars_max: int = 256
-    """Longest tag of a WebSocket (Cloudflare's number): each is stored with its socket."""
+    """Longest tag of a WebSocket: tags are held in memory while an object looks at its sockets."""
     socket_attachment_bytes_max: int = 16 * KIB
     """Largest encoded attachment of a WebSocket; ten thousand of an object are read in one go."""
     socket_protocol_chars_max: int = 256

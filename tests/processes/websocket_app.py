@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -61,8 +60,6 @@ class Room(DurableObject):
             raise ValueError(rest)
         elif word == "large":
             ws.send("x" * int(rest))
-        elif word == "wait":
-            await asyncio.sleep(float(rest))
 
     async def websocket_close(self, ws: WebSocket, code: int, reason: str, was_clean: bool) -> None:
         name = (ws.attachment or {}).get("name")
