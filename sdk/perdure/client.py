@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import zmq
 
-from perdure import codec, ids, protocol
+from perdure import codec, protocol
 from perdure.calls import Caller
 from perdure.channel import PeerGone, WouldBlock, open_context
+from perdure.client_ids import ClientIds
 from perdure.client_stub import ClientMethod, ClientStub
 from perdure.connection import Connection
 from perdure.errors import InvalidArgument, PerdureError, ShardUnavailable
@@ -73,7 +74,7 @@ def connect(
     return Client(url if url is not None else default_url(), direct=direct, retry=retry, timeout=timeout)
 
 
-class Client:
+class Client(ClientIds):
     """A connection to one cluster; used by the one event loop in which it was entered."""
 
     def __init__(self, url: str, *, direct: bool, retry: bool, timeout: float) -> None:
@@ -209,18 +210,6 @@ class Client:
         if request_id is None:
             return ClientStub(target, self)
         return Stub(target, NamedRequests(request_id, self))
-
-    def id_from_name(self, ns: type | str, name: str) -> ObjectId:
-        """The id of the object of that name."""
-        return ids.id_from_name(namespace_of(ns), name)
-
-    def new_unique_id(self, ns: type | str) -> ObjectId:
-        """A fresh random id; the object exists once it has written something."""
-        return ids.new_unique_id(namespace_of(ns))
-
-    def id_from_string(self, ns: type | str, hex: str) -> ObjectId:
-        """The id from its 64 hex digits; raises `InvalidArgument` for anything else."""
-        return ids.id_from_string(namespace_of(ns), hex)
 
     async def list(
         self, ns: type | str, *, prefix: str = "", limit: int = 1_000, cursor: str | None = None

@@ -44,7 +44,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with all examples."""
     folder = tmp_path_factory.mktemp("site")
     before = os.environ.get("CHAT_PAUSE_S")
-    os.environ["CHAT_PAUSE_S"] = "0.01"  # all of them write from one address
+    os.environ["CHAT_PAUSE_S"] = "0"  # all of them write from one address
     try:
         options = ("--http", "127.0.0.1:0", "--idle-evict", "0.5")
         with running_cluster(ROOT / "examples" / "start.py", folder / "data", options=options) as cluster:

@@ -126,12 +126,9 @@ class Worker:
         )
         self._host = Host(_host_settings(config), parts)
         self._takers = takers(self._host)
+        on_message, on_death = self._on_link_message, self._caller.on_death
         self._links = DoorLinks(
-            loop,
-            self._context,
-            on_message=self._on_link_message,
-            on_death=self._caller.on_death,
-            on_drained=_nothing,
+            loop, self._context, on_message=on_message, on_death=on_death, on_drained=_nothing
         )
         door = open_router(self._context, [config.door])
         self._door = Channel(loop, door, self._on_door, self._flush, lambda: self._host.has_room)
