@@ -22,7 +22,7 @@ from uvicorn.server import ServerState
 from websockets.http11 import Request
 
 from perdure_gateway.admission import Admission
-from perdure_gateway.websocket import ABORT, STOPPING
+from perdure_gateway.websocket import ABORT, STOPPING, WRITE
 
 __all__ = ["SocketConnection"]
 
@@ -67,24 +67,24 @@ class _Inbox:
 class _Gate:
     """Whether more may be written; as much of an asyncio.Event as is needed here."""
 
-    __slots__ = ("_open", "_waiters")
+    __slots__ = ("_waiters", "is_open")
 
     def __init__(self) -> None:
-        self._open = True
+        self.is_open = True
         self._waiters: list[asyncio.Future[None]] = []
 
     def set(self) -> None:
-        self._open = True
+        self.is_open = True
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
         self._waiters = []
 
     def clear(self) -> None:
-        self._open = False
+        self.is_open = False
 
     async def wait(self) -> None:
-        while not self._open:
+        while not self.is_open:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
@@ -124,6 +124,14 @@ class SocketConnection(WebSocketsSansIOProtocol):
         if not self.close_sent:
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[ABORT] = self.transport.abort
+            extensions[WRITE] = self.write_frame
+
+    def write_frame(self, data: bytes) -> bool:
+        """Writes a whole frame, encoded, if the client takes it now."""
+        if not self.writable.is_open or self.close_sent or self.transport.is_closing():
+            return False
+        self.transport.write(data)
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has ended."""
