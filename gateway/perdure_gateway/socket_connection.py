@@ -1,14 +1,14 @@
 """One WebSocket connection of the gateway's server: uvicorn's protocol, mended.  Runs in the gateway process.
 
-Guarantees: a connection that ends without a close from the client is told as 1006; one that does not answer
-a ping, or does not take its close, is gone a moment later, however full its buffers are; a client that waits
-for its object is not taken for dead; a stop says 1001, and is over when all objects know.
+Guarantees: a connection that does not answer a ping, or does not take its close, is gone a moment later,
+however full its buffers are; a client that waits for its object is not taken for dead; a stop says 1001, and
+is over when all objects know.
 
-An idle connection weighs about 14 KB with all that belongs to it, instead of 20: five empty deques of
+An idle connection weighs 15 KB with all that belongs to it, instead of 20: five empty deques of
 asyncio's queue and events are gone (0.76 KB each), and request and response with the handshake.
 
-As it comes, uvicorn says 1005 for a lost connection, waits for ever for a client that takes nothing, reads no
-pong while a message waits for the application, and stops with 1012.
+As it comes, uvicorn waits for ever for a client that takes nothing, reads no pong while a message waits for
+the application, and stops with 1012.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from perdure_gateway.websocket import ABORT, STOPPING, WRITE
 
 __all__ = ["SocketConnection"]
 
-_ABNORMAL, _GOING_AWAY = 1006, 1001
+_GOING_AWAY = 1001
 _STOP_CLOSE_S = 2.0
 """How long a client may take to answer the close of a gateway that stops."""
 
@@ -135,7 +135,6 @@ class SocketConnection(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has ended."""
-        self.queue.put_nowait({"type": "websocket.disconnect", "code": _ABNORMAL, "reason": ""})
         super().connection_lost(exc)
         if self._cutting is not None:
             self._cutting.cancel()
