@@ -21,6 +21,7 @@ from perdure.errors import (
     to_wire,
 )
 from perdure.remote_errors import dump_exception
+from perdure.web_wire import FETCH
 from perdure_worker.gates import Gate
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
@@ -119,6 +120,16 @@ class Answers:
             self.gate.hold(resident.ticket, (self._reply, peer, sequence, reply))
         else:
             self.reply(peer, sequence, reply)
+
+    def log_failure(self, resident: Resident, method: Any, error: BaseException) -> None:
+        """What a handler of the web raised: its callers get no more than a number.  Never raises."""
+        if method is None or not (method.public or method.name == FETCH):
+            return
+        raised = dump_exception(error, resident.label, with_traceback=True)
+        if "registered" in raised or issubclass(type(error), PerdureError):
+            return
+        facts = {"object": resident.label, "remote_traceback": raised["traceback"]}
+        log.error("%s raised %s: %s", method.title, raised["type"], raised["message"], extra=facts)
 
     def _tell_system(self, resident: Resident, turn: SystemTurn, error: BaseException) -> None:
         try:

@@ -383,6 +383,7 @@ class Execution(Retries):
             self._start_failed(resident, migrations.explain(resident, turn, error))
             return
         resident.turn = None
+        self.log_failure(resident, turn[TURN_METHOD], error)
         for who, sequence in ((peer, turn[TURN_SEQUENCE]), *(progress.more if progress is not None else ())):
             self.reply_failure(resident, who, sequence, error)
         if over and resident.inside is not None:
