@@ -111,7 +111,8 @@ class Gateway:
         client, self._client = self._client, None
         sockets, self._websockets = self._websockets, None
         if sockets is not None:
-            await sockets.stop(self.limits.drain_timeout_s)
+            # Servers end connections before this; what their objects were not told by now, silence tells.
+            await sockets.stop(self.limits.goodbye_timeout_s)
             sockets.close()
         if client is not None:
             await client.close()

@@ -180,7 +180,7 @@ class Limits:
     frames_unacked_bytes_max: int = 8 * MIB
     """Frames that a worker sends a gateway beyond what that has taken; the rest stays on disk meanwhile."""
     frames_unacked_max: int = 8_192
-    """The same in records, each of which is what one turn sends to its sockets."""
+    """The same in records, of which many are small; acknowledgements come after 64 of them or 20 ms."""
     frames_log_bytes_max: int = 512 * MIB
     """Frames that a gateway which is heard from does not take; beyond it, it is given up as lost."""
     gateways_max: int = 256
@@ -260,7 +260,7 @@ class Limits:
     socket_queue_bytes_max: int = 1 * MIB
     """Messages that wait for one client that does not read; beyond it the client is closed (1013)."""
     socket_queue_frames_max: int = 1_024
-    """The same as a number of messages, each of which costs memory beside its bytes."""
+    """The same as a number of messages: small ones cost memory of their own, and none should be too old."""
     socket_frame_wait_s: float = 30.0
     """How long a client's message waits for an object that is not available; then the client is closed."""
     socket_ping_s: float = 20.0
@@ -280,7 +280,7 @@ class Limits:
     socket_writes_per_tick: int = 256
     """Clients that are written to in one loop tick, so that a broadcast to thousands holds nobody up."""
     sockets_per_gateway_max: int = 20_000
-    """WebSockets of one gateway, whatever server it stands in: 20 KB each, and a descriptor."""
+    """WebSockets of one gateway, whatever server it stands in: 15 KB each, and a descriptor."""
     sockets_per_address_max: int = 1_024
     """The same from one address, loopback exempt: one client must not take all, but many may share one."""
 
