@@ -43,6 +43,7 @@ R gives itself to nobody but L: only L has it as its link, and L stays as it is 
 """
 
 import asyncio
+import random
 import secrets
 from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable
@@ -198,6 +199,7 @@ class RangeChunk(DurableObject):
         self.state, self.start, self.end, self.link = "open", start, end, link
         self._store(values)
         self.ctx.send(RangeDirectory, self._database).add(self._name, start)
+        await self._split()
 
     async def widen(self) -> None:
         """Merge, the left chunk: asks for its neighbour."""
@@ -245,15 +247,14 @@ class RangeChunk(DurableObject):
 
     async def _split(self) -> None:
         """Split, the old chunk: its upper half leaves with the commit of the turn."""
-        if self.widening or (self.count <= SPLIT_KEYS and self.size <= SPLIT_BYTES):
-            return
-        if self.count > SPLIT_KEYS:
-            values = await self._take_out(min(self.count // 2, MOVED_KEYS_MAX), MOVED_BYTES_MAX)
-        else:
-            values = await self._take_out(self.count - 1, min(self.size // 2, MOVED_BYTES_MAX))
-        middle, new = min(values), f"{self._database}/{secrets.token_hex(4)}"
-        self.ctx.send(RangeChunk, new).take(middle, self.end, self.link, values)
-        self.end, self.link = middle, new
+        while not self.widening and (self.count > SPLIT_KEYS or self.size > SPLIT_BYTES):
+            if self.count > SPLIT_KEYS:
+                values = await self._take_out(min(self.count // 2, MOVED_KEYS_MAX), MOVED_BYTES_MAX)
+            else:
+                values = await self._take_out(self.count - 1, min(self.size // 2, MOVED_BYTES_MAX))
+            middle, new = min(values), f"{self._database}/{secrets.token_hex(4)}"
+            self.ctx.send(RangeChunk, new).take(middle, self.end, self.link, values)
+            self.end, self.link = middle, new
 
     async def _take_out(self, count: int, size_max: int) -> dict[str, str]:
         """Removes the last keys: so many, and not more bytes than that."""
@@ -278,7 +279,9 @@ class RangeChunk(DurableObject):
 
     def _say_if_small(self) -> None:
         if self._is_small and (self.start, self.end) != ("", None):
-            self.storage.set_alarm(timedelta(seconds=MERGE_AFTER_S), name="small")
+            # Not all at the same time: of two neighbours that widen, one refuses the other.
+            delay = timedelta(seconds=MERGE_AFTER_S * (1 + random.random()))  # noqa: S311 - no secret
+            self.storage.set_alarm(delay, name="small")
 
     @property
     def _is_small(self) -> bool:

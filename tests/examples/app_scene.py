@@ -38,10 +38,10 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def pass_time(scene: Scene, seconds: float) -> None:
+def pass_time(scene: Scene, seconds: float, step_s: float = STEP_S) -> None:
     """Time passes in steps, and the disk follows."""
-    for _ in range(max(1, round(seconds / STEP_S))):
-        scene.advance(STEP_S)
+    for _ in range(max(1, round(seconds / step_s))):
+        scene.advance(step_s)
         scene.commit()
 
 
