@@ -174,6 +174,16 @@ def test_ranges_split_as_keys_come_and_merge_as_they_go(scene: Scene) -> None:
     assert len(check(scene, model)) == 1
 
 
+def test_a_chunk_that_waits_for_its_neighbour_splits_afterwards(scene: Scene) -> None:
+    model = {f"{number:03}": "x" for number in range(12)}
+    at(scene, A, "put_many", model)
+    first = at(scene, A, "ranges")[0]
+    widen = scene.start(chunked.RangeChunk, first["name"], "widen")
+    more = {f"000-{number:02}": "y" for number in range(20)}
+    finish(scene, widen, start(scene, A, "put_many", more))
+    check(scene, model | more)
+
+
 def test_values_of_all_sizes_split_by_bytes_and_do_not_merge_again(scene: Scene) -> None:
     rng = random.Random(9)
     with with_values(chunked, SPLIT_KEYS=64, MERGE_KEYS=16):
@@ -188,6 +198,28 @@ def test_values_of_all_sizes_split_by_bytes_and_do_not_merge_again(scene: Scene)
         chunks = check_sizes(scene, model)
         pass_time(scene, QUIET_S, 0.25)
         assert check_sizes(scene, model) == chunks
+
+
+def test_a_few_large_values_behind_small_ones_do_not_split_and_merge_for_ever(scene: Scene) -> None:
+    with with_values(chunked, SPLIT_KEYS=64, MERGE_KEYS=16):
+        model = {
+            f"{number:03}": "x" * (1 if number < 10 else chunked.VALUE_BYTES_MAX) for number in range(15)
+        }
+        at(scene, A, "put_many", model)
+        at(scene, A, "put", "000", "x")
+        pass_time(scene, QUIET_S, 0.25)
+        chunks = check_sizes(scene, model)
+        assert len(chunks) == 2
+        pass_time(scene, QUIET_S, 0.25)
+        assert check_sizes(scene, model) == chunks
+
+
+def test_a_chunk_that_is_not_open_yet_gives_nothing(scene: Scene) -> None:
+    model = {f"{number:03}": "x" for number in range(12)}
+    at(scene, A, "put_many", model)
+    first = at(scene, A, "ranges")[0]
+    do(scene, chunked.RangeChunk, "data/later", "give", first["name"])
+    check(scene, model)
 
 
 def check_sizes(scene: Scene, model: dict[str, str]) -> list[dict[str, Any]]:
