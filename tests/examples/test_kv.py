@@ -281,7 +281,7 @@ def test_the_program_of_the_docstring_and_kill_9_of_everything_that_holds_the_ke
         run_program("kv", cluster, tmp_path)
         rome, oslo = client.get("KvEdge", "store@rome"), client.get("KvEdge", "store@oslo")
         versions: dict[str, int] = {}
-        for number in range(60):
+        for number in range(40):
             key = f"k{number % 20}"
             version = rome.put(key, number)["version"]
             assert version > versions.get(key, 0)
@@ -290,7 +290,7 @@ def test_the_program_of_the_docstring_and_kill_9_of_everything_that_holds_the_ke
             if number % 20 == 10:
                 cluster.kill(cluster.worker_pids[number // 20 % 2])
         assert oslo.keys(limit=100)["keys"] == sorted(f"k{number}" for number in range(20))
-        expected = {f"k{number}": number + 40 for number in range(20)}
+        expected = {f"k{number}": number + 20 for number in range(20)}
 
         def seen(edge: Any) -> Callable[[], bool]:
             return lambda: {key: edge.get(key)["value"] for key in expected} == expected
