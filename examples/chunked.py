@@ -333,6 +333,12 @@ class RangeDatabase(DurableObject):
 
     @public
     @interleaved
+    async def delete_many(self, keys: list[str]) -> int:
+        """Deletes keys, each by itself; how many there were."""
+        return sum(await asyncio.gather(*[self.delete(key) for key in keys]))
+
+    @public
+    @interleaved
     async def scan(
         self, start: str = "", end: str | None = None, limit: int = 100, reverse: bool = False
     ) -> Scan:

@@ -126,6 +126,9 @@ def test_what_was_seen_and_removed_takes_no_room() -> None:
         state = merge(state, crdt.added(state, "rome", f"item-{number}"))
         state = merge(state, crdt.removed(state, f"item-{number}"))
     assert state == Document(seen={"rome": 50})
+    for place in (*crdt.PLACES, "rome"):
+        state = merge(state, crdt.added(state, place, "again"))
+    assert state.items == {"again": {("rome", 52)}}
 
 
 # --- replicas in a scene
@@ -216,9 +219,11 @@ def test_both_sides_of_a_partition_go_on_and_neither_sees_the_other() -> None:
     story.at(OSLO, "remove", "before")
     pass_time(story.scene, QUIET_S)
     assert story.at(ROME, "read")["items"] == ["before", "rome"]
+    assert story.at(ROME, "read")["unsent"] is True
     assert story.at(OSLO, "read")["items"] == story.at(LIMA, "read")["items"] == ["oslo"]
     story.at(ROME, "connect", True)
     pass_time(story.scene, QUIET_S)
+    assert story.at(ROME, "read")["unsent"] is False
     assert {tuple(story.at(name, "read")["items"]) for name in (ROME, OSLO, LIMA)} == {("oslo", "rome")}
     story.scene.close()
 
