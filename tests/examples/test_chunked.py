@@ -15,17 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perdure import PerdureError
-from processes.cluster import Cluster, running_cluster
+from processes.cluster import Cluster
 from worker.host_scene import Scene
 
-from .app_scene import do, finish, load, pass_time, path_of, run_program, with_values
+from .app_scene import do, finish, load, pass_time, run_program, with_values
 
 chunked = load("chunked")
 CLASSES = (chunked.RangeDatabase, chunked.RangeDirectory, chunked.RangeChunk)
 A, B = "data@a", "data@b"
-SMALL = {"SPLIT_KEYS": 4, "MERGE_KEYS": 2}
-"""So that a handful of keys is a database of several chunks."""
 QUIET_S = 5.0
+
+
+def small_chunks() -> contextlib.AbstractContextManager[None]:
+    """A handful of keys is a database of several chunks, and chance is the same each time."""
+    return with_values(chunked, SPLIT_KEYS=4, MERGE_KEYS=2, random=random.Random(3))
 
 
 def at(scene: Scene, front: str, method: str, *args: Any) -> Any:
@@ -80,7 +83,7 @@ def check(scene: Scene, model: dict[str, str]) -> list[dict[str, Any]]:
 @pytest.fixture
 def scene() -> Iterator[Scene]:
     made = Scene(*CLASSES)
-    with with_values(chunked, **SMALL):
+    with small_chunks():
         yield made
     made.close()
 
@@ -153,7 +156,7 @@ class Story:
 @given(steps=st.lists(STEP, max_size=30))
 def test_it_is_a_sorted_dict_whatever_is_done_at_the_same_time(steps: list[Any]) -> None:
     scene = Scene(*CLASSES)
-    with with_values(chunked, **SMALL):
+    with small_chunks():
         story = Story(scene)
         for step in steps:
             story.step(*step)
@@ -315,22 +318,27 @@ class Writer:
 
 
 def test_a_crash_after_any_commit_loses_and_doubles_nothing() -> None:
-    with with_values(chunked, **SMALL):
-        for crash_at in itertools.count():
+    for crash_at in itertools.count():
+        with small_chunks():
             scene = Scene(*CLASSES)
             writer = Writer(scene, crash_at)
             crashed = writer.run()
+            states = [
+                scene.fields(chunked.RangeChunk, name)["state"]
+                for _, name in scene.listed(chunked.RangeChunk)
+            ]
             scene.close()
             scene = Scene(*CLASSES, disk=scene.disk)
-            pass_time(scene, QUIET_S, 0.25)
             found = dict(scan_all(scene))
             # The one call that was under way when it crashed has happened or not.
             assert len({key for key, _ in found.items() ^ writer.model.items()}) <= crashed, crash_at
             check(scene, found)
             scene.close()
-            if not crashed:
-                break
-        assert crash_at > 80
+        if not crashed:
+            assert crash_at > 50
+            assert states.count("open") + states.count("gone") > 5, "it split"
+            assert states.count("gone") > 1, "it merged"
+            break
 
 
 # --- a real cluster
@@ -359,8 +367,11 @@ def write(cluster: Cluster, writer: int, model: dict[str, str], rounds: int, ste
 
 
 @pytest.mark.processes
-def test_the_program_of_the_docstring_and_writers_while_workers_are_killed(tmp_path: Path) -> None:
-    with running_cluster(path_of("chunked"), tmp_path / "data") as cluster, cluster.connect() as client:
+def test_the_program_of_the_docstring_and_writers_while_workers_are_killed(
+    databases: Cluster, tmp_path: Path
+) -> None:
+    cluster = databases
+    with cluster.connect() as client:
         run_program("chunked", cluster, tmp_path)
         models: list[dict[str, str]] = [{} for _ in range(3)]
         steps = [0] * 3

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from perdure import Limits, PerdureError
 from perdure.codec import encode
-from processes.cluster import running_cluster
+from processes.cluster import Cluster
 from worker.host_scene import Scene
 
-from .app_scene import do, load, pass_time, path_of, run_program, with_values
+from .app_scene import do, load, pass_time, run_program, with_values
 
 crdt = load("crdt")
 Document, merge = crdt.Document, crdt.merge
@@ -286,9 +286,12 @@ def test_a_full_document_of_three_partitions_fits_into_a_message_and_fuller_ones
 
 
 @pytest.mark.processes
-def test_the_program_of_the_docstring_and_convergence_after_partitions_and_kill_9(tmp_path: Path) -> None:
+def test_the_program_of_the_docstring_and_convergence_after_partitions_and_kill_9(
+    databases: Cluster, tmp_path: Path
+) -> None:
+    cluster = databases
     rng = random.Random(5)
-    with running_cluster(path_of("crdt"), tmp_path / "data") as cluster, cluster.connect() as client:
+    with cluster.connect() as client:
         run_program("crdt", cluster, tmp_path)
         replicas = [client.get("Replica", name) for name in (ROME, OSLO, LIMA)]
         count = 0

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perdure import PerdureError
-from processes.cluster import running_cluster
+from processes.cluster import Cluster
 from worker.host_scene import Scene
 
-from .app_scene import do, finish, load, pass_time, path_of, run_program, with_values
+from .app_scene import do, finish, load, pass_time, run_program, with_values
 
 kv = load("kv")
 ROME, OSLO = "shop@rome", "shop@oslo"
@@ -276,8 +276,11 @@ def test_keys_come_in_order_from_all_shards_page_by_page(scene: Scene, limit: in
 
 
 @pytest.mark.processes
-def test_the_program_of_the_docstring_and_kill_9_of_everything_that_holds_the_keys(tmp_path: Path) -> None:
-    with running_cluster(path_of("kv"), tmp_path / "data") as cluster, cluster.connect() as client:
+def test_the_program_of_the_docstring_and_kill_9_of_everything_that_holds_the_keys(
+    databases: Cluster, tmp_path: Path
+) -> None:
+    cluster = databases
+    with cluster.connect() as client:
         run_program("kv", cluster, tmp_path)
         rome, oslo = client.get("KvEdge", "store@rome"), client.get("KvEdge", "store@oslo")
         versions: dict[str, int] = {}
