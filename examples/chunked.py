@@ -252,7 +252,7 @@ class RangeChunk(DurableObject):
                 values = await self._take_out(min(self.count // 2, MOVED_KEYS_MAX), MOVED_BYTES_MAX)
             else:
                 values = await self._take_out(self.count - 1, min(self.size // 2, MOVED_BYTES_MAX))
-            middle, new = min(values), f"{self._database}/{secrets.token_hex(4)}"
+            middle, new = min(values), f"{self._database}/{secrets.token_hex(8)}"
             self.ctx.send(RangeChunk, new).take(middle, self.end, self.link, values)
             self.end, self.link = middle, new
 
@@ -293,7 +293,7 @@ class RangeChunk(DurableObject):
 
     @property
     def _database(self) -> str:
-        return self._name.partition("/")[0]
+        return self._name.rpartition("/")[0]
 
 
 class RangeDatabase(DurableObject):

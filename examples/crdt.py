@@ -31,7 +31,8 @@ increments and decrements add up), and named fields (the last writer wins: the l
 
 A change makes a delta, a small document of itself.  Deltas wait `GOSSIP_S` to be merged into one, then go to
 each peer as a durable send, which arrives once.  A replica that is cut off takes and sends nothing; when it
-is back it exchanges whole documents with everybody.
+is back it exchanges whole documents with everybody.  A document is one durable field, loaded and stored as a
+whole: it is for what people see at once, hundreds of items and not millions.
 """
 
 import time

@@ -22,7 +22,7 @@ from .app_scene import do, finish, load, pass_time, run_program, with_values
 
 chunked = load("chunked")
 CLASSES = (chunked.RangeDatabase, chunked.RangeDirectory, chunked.RangeChunk)
-A, B = "data@a", "data@b"
+A, B = "our/data@a", "our/data@b"
 QUIET_S = 5.0
 
 
@@ -219,7 +219,7 @@ def test_a_chunk_that_is_not_open_yet_gives_nothing(scene: Scene) -> None:
     model = {f"{number:03}": "x" for number in range(12)}
     at(scene, A, "put_many", model)
     first = at(scene, A, "ranges")[0]
-    do(scene, chunked.RangeChunk, "data/later", "give", first["name"])
+    do(scene, chunked.RangeChunk, "our/data/later", "give", first["name"])
     check(scene, model)
 
 
