@@ -51,6 +51,7 @@ from datetime import timedelta
 from typing import Any, TypedDict, TypeVar
 
 from perdure import Alarm, DurableObject, durable, interleaved, public, register_exception
+from serving import site
 
 T = TypeVar("T")
 
@@ -419,3 +420,6 @@ def _is_before(position: str | None, end: str | None) -> bool:
 
 def _size(key: str, value: str) -> int:
     return len(key.encode()) + len(value.encode())
+
+
+app = site("chunked", RangeDatabase)

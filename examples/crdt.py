@@ -41,6 +41,7 @@ from datetime import timedelta
 from typing import Any
 
 from perdure import Alarm, DurableObject, durable, public
+from serving import site
 
 PLACES = ("rome", "oslo", "lima")
 GOSSIP_S = 0.2
@@ -241,3 +242,6 @@ def _text(text: str) -> str:
     if not 0 < len(text) <= TEXT_CHARS_MAX:
         raise ValueError(f"a text has 1 to {TEXT_CHARS_MAX} characters, not {len(text)}")
     return text
+
+
+app = site("crdt", Replica)

@@ -37,6 +37,7 @@ from collections import OrderedDict
 from typing import Any, NamedTuple, TypedDict
 
 from perdure import Alarm, DurableObject, durable, interleaved, public
+from serving import site
 
 SHARDS = 8
 """Objects that share the keys of a store; fixed, since it says where a key is."""
@@ -282,3 +283,6 @@ def _answer(held: Held, source: str) -> Answer:
         source=source,
         age_s=round(_clock() - held.asked_at, 3),
     )
+
+
+app = site("kv", KvEdge)
