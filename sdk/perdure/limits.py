@@ -67,6 +67,11 @@ class Limits:
     http_part_wait_s: float = 30.0
     """A body of which nothing came for this long has lost its sender: it holds its object's turn."""
 
+    websocket_client_message_bytes_max: int = 1 * MIB
+    """Largest message of a WebSocket that an object opens itself, either way."""
+    websocket_client_timeout_s: float = 10.0
+    """How long opening and closing such a socket and sending a message may take: the turn waits for it."""
+
     # --- queues
     client_queue_bytes_max: int = 64 * MIB
     """Calls that a client holds for workers that do not take them; beyond it `Overloaded` at once."""
