@@ -248,6 +248,20 @@ def test_a_long_log_is_read_in_pages_and_arrives_in_order(gateway: Gateway, make
     assert len(gateway.messages) > 2
 
 
+def test_messages_of_frames_are_cut_by_size_and_by_entries(make_scene: Make) -> None:
+    scene = serve(make_scene, Room, limits=Limits(batch_bytes_max=2_000))
+    gateway = Gateway(scene)
+    number = gateway.upgrade(Room, "r")
+    gateway.room = 0
+    texts = [f"{index:0700}" for index in range(7)]
+    for text in texts:
+        gateway.frame(Room, "r", number, f"echo {text}")
+    gateway.room = None
+    restart(make_scene, scene, gateway)
+    assert gateway.got == {number: texts}
+    assert [len(message) - 1 for message in gateway.messages] == [2, 1, 2, 1, 1]
+
+
 def test_the_log_of_a_gateway_that_takes_nothing_is_bounded_by_giving_it_up(make_scene: Make) -> None:
     gateway = Gateway(serve(make_scene, Room, limits=Limits(frames_log_bytes_max=2_000)))
     number = gateway.upgrade(Room, "r")
