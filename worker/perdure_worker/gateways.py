@@ -386,17 +386,17 @@ class Gateways:
         self._host.gate.hold(self._host.last_group(), (self._count_lost, state, why, None))
 
     def _count_lost(self, state: _Gateway, why: str, _: Any) -> None:
-        """It is lost: durably so before the first of its sockets is closed.  Who has nothing is forgotten."""
+        """It is lost, durably so not later than the first of its sockets is closed, unless it has nothing."""
         if not self._has_rows(state):
             del self._known[state.id]
             return
         told = {"gateway": state.id.hex(), "why": why}
         log.warning("a gateway is lost, its sockets are closed", extra=told)
         self._put_loss(state)
-        self._host.gate.hold(self._host.committer.group, (self._lose, state, None, None))
+        self._lose(state)
         self._host.want_flush()
 
-    def _lose(self, state: _Gateway, *_: Any) -> None:
+    def _lose(self, state: _Gateway) -> None:
         state.start_over(state.prefix)
         state.trim = (keys.frames_key(state.id, 0, 1), keys.prefix_end(state.prefix))
         self._losses.add(state.id)
