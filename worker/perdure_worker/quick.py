@@ -26,7 +26,7 @@ from perdure_worker.recorded import SEQUENCE_END
 from perdure_worker.refusals import Refusals
 from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
-from perdure_worker.turns import CURRENT, TURN_METHOD, TURN_PEER, TURN_SEQUENCE, Turn
+from perdure_worker.turns import CURRENT, Turn
 
 __all__ = ["QuickTurns"]
 
@@ -105,13 +105,11 @@ class QuickTurns(Refusals):
                     self.run_turn(resident, peer, sequence, method, args, kwargs, deadline, None, client)
                     continue
                 note(page, 0, method.mark, key)
+                arguments: Any = ()
                 if args or not method.accepts_no_args:
-                    bound = self._bind_quickly(resident, peer, sequence, method, args)
-                    if bound is None:
+                    arguments = self._bind_quickly(resident, peer, sequence, method, args)
+                    if arguments is None:
                         continue
-                    arguments = bound
-                else:
-                    arguments = ()
                 self.turns += 1
                 resident.turn = turn = (peer, sequence, method, deadline, None, client)
                 set_current(turn)
@@ -186,7 +184,8 @@ class QuickTurns(Refusals):
                 self._put_name(resident, prefix)
             tail = cls.field_rows[changed]
             row = prefix + tail
-            record = (_FORMAT_1 | crc32(tail + encoded, resident.check)).to_bytes(HEADER_BYTES, "big") + encoded
+            header = _FORMAT_1 | crc32(tail + encoded, resident.check)
+            record = header.to_bytes(HEADER_BYTES, "big") + encoded
             groups.batch_put(row, record)
             groups.open_bytes += len(row) + len(record)
             resident.saved[changed] = value

@@ -175,7 +175,7 @@ class WebSocketClient:
         await self._leave(self._open(), code, reason)
 
     async def _leave(self, connection: ClientConnection, code: int, reason: str) -> None:
-        # `websockets` bounds the peer's answer; to a peer that does not read it would not even send the close.
+        # `websockets` bounds the peer's answer, and not how long it takes to send it a close.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._host.limits.websocket_client_timeout_s):
                 await connection.close(code, reason)
