@@ -43,7 +43,6 @@ class WebSocketClient:
 
     __slots__ = (
         "_connection",
-        "_context",
         "_headers",
         "_host",
         "_in_turn",
@@ -106,14 +105,20 @@ class WebSocketClient:
     ) -> None:
         connection = self._connection
         try:
-            if connection is None:
-                return
-            if kind is None and self._in_turn():
-                await self.close()
-            elif kind is not None and issubclass(kind, Exception):
-                await self._leave(connection, _FAILED, "")
+            with contextlib.suppress(TimeoutError):  # a peer that does not answer: the socket is cut
+                if connection is None:
+                    return
+                if kind is None and self._in_turn():
+                    await self.close()
+                elif kind is not None and issubclass(kind, Exception):
+                    await self._close(connection, _FAILED, "")
         finally:
             self._abort()
+
+    async def _close(self, connection: ClientConnection, code: int, reason: str) -> None:
+        # The library's own timeout does not bound the wait of a peer that does not read.
+        async with asyncio.timeout(self._host.limits.websocket_client_timeout_s):
+            await connection.close(code, reason)
 
     def _abort(self) -> None:
         """Nothing of it is left, whatever its peer does."""
@@ -172,13 +177,7 @@ class WebSocketClient:
         """See `perdure.object.WebSocketConnection`."""
         self._open()
         await self._durable()
-        await self._leave(self._open(), code, reason)
-
-    async def _leave(self, connection: ClientConnection, code: int, reason: str) -> None:
-        # `websockets` bounds the peer's answer, and not how long it takes to send it a close.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._host.limits.websocket_client_timeout_s):
-                await connection.close(code, reason)
+        await self._close(self._open(), code, reason)
 
     def _open(self) -> ClientConnection:
         self._check_here()
