@@ -155,11 +155,11 @@ class Limits:
     """Calls that a client sends again in a second; what is more waits longer, so that a cluster that lost a
     worker is not hit again by everybody at once."""
 
-    # --- WebSockets
+    # --- sockets of objects
     socket_tags_max: int = 10
     """Tags of one WebSocket (Cloudflare's number): they are looked up, and written with each change of it."""
     socket_tag_chars_max: int = 256
-    """Longest tag of a WebSocket."""
+    """Longest tag of a WebSocket: ten of them are stored with each socket."""
     socket_attachment_bytes_max: int = 16 * KIB
     """Largest encoded attachment of a WebSocket; ten thousand of an object are read in one go."""
     socket_protocol_chars_max: int = 256
@@ -175,7 +175,7 @@ class Limits:
     frames_unacked_bytes_max: int = 8 * MIB
     """Frames that a worker sends a gateway beyond what that has taken; the rest stays on disk meanwhile."""
     frames_unacked_max: int = 8_192
-    """The same in records."""
+    """The same in records, since most of them are small."""
     frames_log_bytes_max: int = 512 * MIB
     """Frames that a gateway which is heard from does not take; beyond it, it is given up as lost."""
     gateways_max: int = 256

@@ -28,6 +28,11 @@ SEND_ROW = PREFIX + keys.OUTBOX + b"\x00" + TARGET_ID[:16] + SENT_US.to_bytes(8,
 SEND = [NAMESPACE, TARGET_ID, "annex", "increment", encode([[2], None]), 0, SENT_US // 1000, 0, None]
 
 
+SOCKET = bytes(range(16)) + (7).to_bytes(8, "big")
+SOCKET_ROW = PREFIX + keys.SOCKET + SOCKET
+FRAMES_ROW = keys.frames_key(SOCKET[:16], 3, 1)
+
+
 def example_rows() -> dict[str, tuple[bytes, bytes]]:
     """Name -> key and record of the rows that the page shows."""
     payloads = {
@@ -39,6 +44,9 @@ def example_rows() -> dict[str, tuple[bytes, bytes]]:
         'due index, "tea"': (keys.due_key_of(AT_US // 1000, ALARM_ROW), b""),
         "OUTBOX, a send to Counter/annex": (SEND_ROW, encode(SEND)),
         "due index, the send": (keys.due_key_of(0, SEND_ROW), b""),
+        'SOCKET, with the tag "tea"': (SOCKET_ROW, encode([["tea"], encode(None), SENT_US // 1000, None])),
+        "sockets, the same by its gateway": (keys.socket_index_key(SOCKET, PREFIX), b""),
+        'frames, "hello" for socket 7': (FRAMES_ROW, encode([[0, "hello", [7]]])),
         "names index": (keys.names_key(NAMESPACE, NAME, OBJECT_ID), keys.names_value(SLOT, OBJECT_ID)),
     }
     numbers = {
@@ -68,6 +76,10 @@ def shown(name: str, key: bytes, record: bytes) -> str:
         sizes = (1, 1, len(NAMESPACE), 1)
     elif key.startswith(keys.DUE_REGION):
         sizes = (1, 8, 1, 2, 1, len(NAMESPACE), 32)
+    elif key.startswith(keys.SOCKETS_REGION):
+        sizes = (1, 16, 2, 1, len(NAMESPACE), 32)
+    elif key.startswith(keys.FRAMES_REGION):
+        sizes = (1, 16, 4)
     else:
         sizes = (1,)
     return f"{name}\n  key    {spaced(key, *sizes)}\n  record {spaced(record, 1, 4)}\n"
