@@ -55,7 +55,7 @@ class PerdureSystem:
         """Run the supervisor and wait for the file that names its router; raises Unavailable."""
         require_perdure()
         data, log = directory / "data", directory / "log"
-        arguments = ["run", str(APPLICATION), "--data", str(data), *self._options]
+        arguments = ["run", str(APPLICATION), "--data", str(data), "--http", "off", *self._options]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "perdure_cli", *arguments],

@@ -41,6 +41,7 @@ async def private_cluster(workers: int) -> AsyncIterator[tuple[str, int]]:
         supervisor = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "benchmarks.load.private_cluster", str(os.getpid())),
             *("run", str(APP), "--data", str(data), "--workers", str(workers), "--log-level", "warning"),
+            *("--http", "off"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             # Ctrl+C shall reach the load test alone, which reports first and then stops the cluster.

@@ -113,6 +113,8 @@ def how_it_ended(role: Role, code: int, *, asked: bool) -> str:
     try:
         if code < 0:
             return signal.Signals(-code).name
-        return f"exit code {code}: {WorkerExit(code).meaning}" if role is Role.WORKER else f"exit code {code}"
+        if role is Role.WORKER or (role is Role.GATEWAY and code == WorkerExit.APP_NOT_LOADED):
+            return f"exit code {code}: {WorkerExit(code).meaning}"
+        return f"exit code {code}"
     except ValueError:  # a real-time signal, or a code of the user's own
         return f"signal {-code}" if code < 0 else f"exit code {code}"

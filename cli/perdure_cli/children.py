@@ -16,11 +16,12 @@ from perdure.limits import Limits
 from perdure_cli.events import ChildId, Role
 from perdure_cli.places import Places
 from perdure_cli.state import ClusterState
+from perdure_gateway.config import GatewayConfig
 from perdure_router.config import RouterConfig
 from perdure_worker.config import WorkerConfig
 from perdure_worker.quarantine import Blame
 
-__all__ = ["ChildCommand", "RunConfig", "child_command", "router_config", "worker_config"]
+__all__ = ["ChildCommand", "RunConfig", "child_command", "gateway_config", "router_config", "worker_config"]
 
 _LIMITS = Limits()
 
@@ -45,6 +46,12 @@ class RunConfig:
     dev: bool = False
     idle_evict_s: float = _LIMITS.idle_evict_s
     live_objects_max: int = _LIMITS.live_objects_max
+    http: tuple[str, int] | None = None
+    """Host and port of the gateway; None for no gateway, port 0 for any that is free."""
+    allow_origins: tuple[str, ...] = ()
+    http_tokens: str = ""
+    """Absolute path of the token file, "" for none."""
+    trusted_proxies: tuple[str, ...] = ()
 
 
 def child_command(role: Role, config: str) -> Sequence[str]:
@@ -59,6 +66,23 @@ def router_config(run: RunConfig, places: Places, epoch: int) -> str:
         control=places.control,
         epoch=epoch,
         parent=os.getpid(),
+        log_json=run.log_json,
+        log_level=run.log_level,
+    ).to_json()
+
+
+def gateway_config(run: RunConfig, places: Places, epoch: int, listener: int) -> str:
+    """The gateway's argument; `listener` is the descriptor of the socket that it inherits."""
+    return GatewayConfig(
+        app=run.app,
+        url=places.url,
+        listener=listener,
+        control=places.control,
+        epoch=epoch,
+        parent=os.getpid(),
+        allow_origins=run.allow_origins,
+        tokens=run.http_tokens,
+        trusted_proxies=run.trusted_proxies,
         log_json=run.log_json,
         log_level=run.log_level,
     ).to_json()

@@ -19,7 +19,15 @@ from perdure.limits import Limits
 from perdure.locate import DATA_DEFAULT
 from perdure_cli.errors import BadOption, CannotRun, RunExit
 
-__all__ = ["main", "resolve_app", "resolve_bind", "resolve_binds"]
+__all__ = [
+    "main",
+    "resolve_app",
+    "resolve_bind",
+    "resolve_binds",
+    "resolve_http",
+    "resolve_origin",
+    "resolve_proxy",
+]
 
 _LIMITS = Limits()
 _ENGINES = ("leveldb", "memory")
@@ -72,6 +80,37 @@ def resolve_binds(texts: tuple[str, ...]) -> tuple[str, ...]:
     return addresses
 
 
+def resolve_http(text: str) -> tuple[str, int] | None:
+    """Host and port of `--http`, None for "off".  Raises `BadOption`."""
+    if text == "off":
+        return None
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not colon or not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
+        raise BadOption(f"--http takes HOST:PORT, like 127.0.0.1:8080 or [::1]:8080, or off, not {text!r}")
+    return host, int(port)
+
+
+def resolve_origin(text: str) -> str:
+    """An origin as browsers send it.  Raises `BadOption`."""
+    if not re.fullmatch(r"https?://[A-Za-z0-9.\-_:\[\]]+", text):
+        raise BadOption(f"--allow-origin takes an origin, like https://example.org, not {text!r}")
+    return text.lower()
+
+
+def resolve_proxy(text: str) -> str:
+    """An address or a network.  Raises `BadOption`."""
+    try:
+        return str(ipaddress.ip_network(text)) if "/" in text else str(ipaddress.ip_address(text))
+    except ValueError as error:
+        raise BadOption(
+            f"--trusted-proxy takes an address or a network, like 10.0.0.0/8, not {text!r}: {error}"
+        ) from None
+
+
 @click.group()
 @click.version_option(package_name="perdure", message="%(prog)s %(version)s")
 def main() -> None:
@@ -98,6 +137,34 @@ def main() -> None:
     multiple=True,
     metavar="tcp://HOST:PORT",
     help="TCP endpoint for callers on this machine, besides the socket in DIR.  May be repeated.",
+)
+@click.option(
+    "--http",
+    default="127.0.0.1:8080",
+    show_default=True,
+    metavar="HOST:PORT|off",
+    help="Where the gateway serves HTTP; port 0 takes one that is free.",
+)
+@click.option(
+    "--allow-origin",
+    "allow_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Origin whose pages may open sockets and call @public methods, besides the gateway's own.  "
+    "May be repeated.",
+)
+@click.option(
+    "--http-tokens",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Bearer tokens that the built-in front asks for: lines of a token and its namespaces (none: all).",
+)
+@click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Proxy, or network of them, whose X-Forwarded-For is believed.  May be repeated.",
 )
 @click.option(
     "--engine",
@@ -141,6 +208,10 @@ def run(
     data: Path,
     workers: int | None,
     binds: tuple[str, ...],
+    http: str,
+    allow_origins: tuple[str, ...],
+    http_tokens: Path | None,
+    trusted_proxies: tuple[str, ...],
     engine: str,
     idle_evict_s: float,
     live_objects_max: int,
@@ -166,6 +237,10 @@ def run(
             data=data,
             workers=workers,
             binds=resolve_binds(binds),
+            http=resolve_http(http),
+            allow_origins=tuple(map(resolve_origin, allow_origins)),
+            http_tokens=str(http_tokens.absolute()) if http_tokens is not None else "",
+            trusted_proxies=tuple(map(resolve_proxy, trusted_proxies)),
             engine=engine,
             log_json=json_lines,
             log_level=log_level.upper(),

@@ -15,6 +15,7 @@ Guarantees
     <data>/reshard.json            journal of a change of the number of workers; there only meanwhile
     <data>/run/                    sockets: router, control, w<index>.e<epoch>
     <data>/endpoint                URL of the router, for clients; there while `perdure run` runs
+    <data>/http                    URL of the gateway, likewise, if there is one
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class DataDirectory:
         """Removes what clients follow, then lets go of the lock."""
         with contextlib.suppress(OSError):
             self.endpoint_file.unlink(missing_ok=True)
+            self.http_file.unlink(missing_ok=True)
         if self._elsewhere is not None:
             with contextlib.suppress(OSError):
                 _empty(self._elsewhere)
@@ -188,6 +190,18 @@ class DataDirectory:
     def write_endpoint(self, url: str) -> None:
         """Tells clients where the router is; raises OSError."""
         self._replace(self.endpoint_file, url + "\n")
+
+    @property
+    def http_file(self) -> Path:
+        """Where others on this machine read the gateway's URL."""
+        return self.path / "http"
+
+    def write_http(self, url: str) -> None:
+        """Tells where the gateway is, or with "" that there is none; raises OSError."""
+        if url:
+            self._replace(self.http_file, url + "\n")
+        else:
+            self.http_file.unlink(missing_ok=True)
 
     def _replace(self, path: Path, text: str) -> None:
         # The file is synced before it takes the name, the name before anybody relies on it.

@@ -8,7 +8,7 @@
         ├── StateDamaged      the state file is lost or does not match its checksum
         ├── StateTooNew       the state file was written by a newer Perdure
         ├── ApplicationNotLoaded  the application cannot be loaded
-        └── AddressInUse      a --bind address is taken by another process
+        └── AddressInUse      a --bind or --http address is taken by another process
 
 All are raised in the supervisor's process and never travel to a client.
 """
@@ -117,8 +117,9 @@ class ApplicationNotLoaded(CannotRun):
 
 
 class AddressInUse(CannotRun):
-    """Another process listens at `address`: stop it, or choose another port with --bind."""
+    """Another process listens at `address`: stop it, or choose another port with `option`."""
 
-    def __init__(self, address: str, reason: str) -> None:
-        super().__init__(f"cannot listen at {address}: {reason}")
+    def __init__(self, address: str, reason: str, option: str = "--bind") -> None:
+        advice = "; choose another with --http, or --http off" if option == "--http" else ""
+        super().__init__(f"cannot listen at {address}: {reason}{advice}")
         self.address = address

@@ -15,6 +15,7 @@ from perdure_cli.errors import RunExit
 from perdure_cli.state import ClusterState
 
 __all__ = [
+    "GATEWAY",
     "ROUTER",
     "Action",
     "Announce",
@@ -45,6 +46,7 @@ class Role(StrEnum):
 
     ROUTER = "router"
     WORKER = "worker"
+    GATEWAY = "gateway"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -55,10 +57,11 @@ class ChildId:
     index: int
 
     def __str__(self) -> str:
-        return "router" if self.role is Role.ROUTER else f"worker-{self.index}"
+        return f"worker-{self.index}" if self.role is Role.WORKER else str(self.role)
 
 
 ROUTER = ChildId(Role.ROUTER, 0)
+GATEWAY = ChildId(Role.GATEWAY, 0)
 
 
 # --- events
@@ -205,7 +208,7 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """The cluster serves: the router is ready, every worker is ready or parked. Once in a run."""
+    """The cluster serves: router and gateway are ready, every worker is ready or parked. Once in a run."""
 
     parked: int
 

@@ -25,6 +25,7 @@ from perdure.limits import Limits
 from perdure.slotmap import Seat, SlotMap
 from perdure_cli.errors import RunExit
 from perdure_cli.events import (
+    GATEWAY,
     ROUTER,
     Action,
     Announce,
@@ -76,6 +77,8 @@ class Timing:
     the last commit."""
     router_stop_timeout_s: float = _LIMITS.goodbye_timeout_s + _LIMITS.stop_margin_s
     """SIGTERM to exit of the router, which has nothing to drain once the workers are gone."""
+    gateway_stop_timeout_s: float = _LIMITS.drain_timeout_s + _LIMITS.stop_margin_s
+    """SIGTERM to exit of the gateway: the requests that run there, and a margin."""
     kill_timeout_s: float = _LIMITS.kill_timeout_s
     """SIGKILL to exit when stopping; a process stuck in the kernel longer than this is left behind."""
     restarts: RestartTiming = field(default_factory=RestartTiming)
@@ -102,7 +105,7 @@ class ChildState(Enum):
 
 @dataclass
 class Child:
-    """One router or worker across its incarnations."""
+    """One router, worker or gateway across its incarnations."""
 
     id: ChildId
     epoch: int
@@ -126,9 +129,10 @@ class Child:
 
 class _Phase(Enum):
     RUNNING = 0
-    STOPPING_WORKERS = 1
-    STOPPING_ROUTER = 2
-    FINISHED = 3
+    STOPPING_GATEWAY = 1
+    STOPPING_WORKERS = 2
+    STOPPING_ROUTER = 3
+    FINISHED = 4
 
 
 @dataclass
@@ -139,13 +143,16 @@ class Supervision:
     boot: str = ""
     """Boot id of the machine, for the slot map."""
     timing: Timing = field(default_factory=Timing)
+    has_gateway: bool = False
 
     def __post_init__(self) -> None:
         seats = tuple(Seat(epoch, "") for epoch in self.state.epochs)
         self.map = SlotMap(self.state.map_version + 1, self.state.ranges, seats, self.boot)
         self.router = Child(ROUTER, self.state.router_epoch)
         self.workers = [Child(ChildId(Role.WORKER, i), epoch) for i, epoch in enumerate(self.state.epochs)]
-        self.children = {child.id: child for child in (self.router, *self.workers)}
+        # Nothing of a gateway outlives a run, so that its epochs need not be remembered.
+        self.gateways = [Child(GATEWAY, 0)] if self.has_gateway else []
+        self.children = {child.id: child for child in (self.router, *self.workers, *self.gateways)}
         self.exit_code = RunExit.OK
         self._phase = _Phase.RUNNING
         self._stage_deadline = 0.0
@@ -176,7 +183,7 @@ class Supervision:
                 return []
             case Start():
                 self._last_tick = event.now
-                actions = self._spawn([self.router, *self.workers], event.now)
+                actions = self._spawn(list(self.children.values()), event.now)
             case StopRequested():
                 actions = self._on_stop_requested(event.now)
         return list(actions)
@@ -244,13 +251,13 @@ class Supervision:
         child.ready_at = child.last_beat = event.now
         if child is self.router:
             yield PublishMap(self.map, (child.id,))
-        else:
+        elif child.id.role is Role.WORKER:
             yield self._publish(child, event.endpoint)
         yield from self._announce()
 
     def _publish(self, worker: Child, endpoint: str) -> PublishMap:
         self.map = self.map.with_seat(worker.id.index, Seat(worker.epoch, endpoint))
-        listening = (child.id for child in self.children.values() if child.pid and child.ready_at is not None)
+        listening = [c.id for c in (self.router, *self.workers) if c.pid and c.ready_at is not None]
         return PublishMap(self.map, tuple(listening))
 
     def _take_off_the_map(self, child: Child) -> Iterator[Action]:
@@ -261,7 +268,7 @@ class Supervision:
         settled = (ChildState.UP, ChildState.PARKED)
         if self._announced or self.router.state is not ChildState.UP or self.stopping:
             return
-        if all(worker.state in settled for worker in self.workers):
+        if all(child.state in settled for child in (*self.workers, *self.gateways)):
             self._announced = True
             yield Announce(sum(worker.state is ChildState.PARKED for worker in self.workers))
 
@@ -300,14 +307,14 @@ class Supervision:
             else:
                 yield from self._spawn([child], event.now)
 
-    def _park(self, worker: Child, event: Exited) -> Iterator[Action]:
+    def _park(self, child: Child, event: Exited) -> Iterator[Action]:
         if event.code == WorkerExit.APP_NOT_LOADED and not self._announced:
             # Nothing was ever served: this is a mistake in the command or the code, and not a fault.
             self.exit_code = RunExit.APPLICATION
             yield from self._shut_down(event.now)
         else:
-            worker.state = ChildState.PARKED
-            yield Park(worker.id, event.code, WorkerExit(event.code).meaning)
+            child.state = ChildState.PARKED
+            yield Park(child.id, event.code, WorkerExit(event.code).meaning)
             yield from self._announce()
 
     # --- time
@@ -329,9 +336,9 @@ class Supervision:
             yield from self._spawn(due, now)
 
     def _why_killed(self, child: Child, *, late: bool) -> str:
-        is_worker = child.id.role is Role.WORKER
+        is_worker, loads = child.id.role is Role.WORKER, child.id.role is not Role.ROUTER
         if late:
-            advice = ": does the module wait for something while it loads?" if is_worker else ""
+            advice = ": does the module wait for something while it loads?" if loads else ""
             return f"not ready after {self.timing.start_timeout_s:g} s{advice}"
         advice = ": a method computes for too long (use @blocking), or the process was stopped"
         return f"no heartbeat for {self.timing.heartbeat_lost_s:g} s{advice if is_worker else ''}"
@@ -379,6 +386,7 @@ class Supervision:
     def _shut_down(self, now: float) -> Iterator[Action]:
         """The ordered stop, taken one step further at each quiet worker, death and deadline.
 
+        0. The gateway is told to stop: it accepts nothing more, and ends the requests that run in it.
         1. All workers at once are told to stop: they answer new calls as not executed and end their turns,
            but still take the calls that a turn in any of them waits for.
         2. When no turn runs in any of them, all are told to close: they commit, let the replies out and
@@ -387,21 +395,14 @@ class Supervision:
         4. Nothing is left: finish. The shell then removes its sockets and releases the data directory's
            lock last, so that whoever gets the lock finds no process of ours.
 
-        The workers (1 and 2 together) and the router are cut off with SIGKILL when they take too long. What
-        even that does not end is stuck in the kernel and left behind; it holds its store's own lock, so no
-        successor gets a second owner.
+        The gateway, the workers (1 and 2 together) and the router are cut off with SIGKILL when they take
+        too long. What even that does not end is stuck in the kernel and left behind; it holds its store's
+        own lock, so no successor gets a second owner.
         """
-        timing = self.timing
         if self._phase is _Phase.RUNNING:
-            self._phase = _Phase.STOPPING_WORKERS
-            self._stage_deadline = now + timing.stop_timeout_s
-            for worker in self.workers:
-                if worker.pid is not None:
-                    yield from self._end(worker, signal.SIGTERM)
-
+            yield from self._begin_stage(_Phase.STOPPING_GATEWAY, now)
         while self._phase is not _Phase.FINISHED:
-            stage = self.workers if self._phase is _Phase.STOPPING_WORKERS else [self.router]
-            alive = [child for child in stage if child.pid is not None]
+            alive = [child for child in self._stage()[0] if child.pid is not None]
             if alive and now < self._stage_deadline:
                 yield from self._close_doors(alive)
                 return
@@ -409,19 +410,32 @@ class Supervision:
                 self._stopped_badly()
             if alive and not self._stage_killed:
                 self._stage_killed = True
-                self._stage_deadline = now + timing.kill_timeout_s
+                self._stage_deadline = now + self.timing.kill_timeout_s
                 for child in alive:
                     yield from self._end(child, signal.SIGKILL, "it did not stop in the time that it has")
                 return
-            if self._phase is _Phase.STOPPING_ROUTER:
-                self._phase = _Phase.FINISHED
-                yield Finish(self.exit_code)
-                return
-            self._phase = _Phase.STOPPING_ROUTER
-            self._stage_deadline = now + timing.router_stop_timeout_s
             self._stage_killed = False
-            if self.router.pid is not None:
-                yield from self._end(self.router, signal.SIGTERM)
+            yield from self._begin_stage(_Phase(self._phase.value + 1), now)
+
+    def _begin_stage(self, phase: _Phase, now: float) -> Iterator[Action]:
+        self._phase = phase
+        if phase is _Phase.FINISHED:
+            yield Finish(self.exit_code)
+            return
+        children, timeout_s = self._stage()
+        self._stage_deadline = now + timeout_s
+        for child in children:
+            if child.pid is not None:
+                yield from self._end(child, signal.SIGTERM)
+
+    def _stage(self) -> tuple[list[Child], float]:
+        """Who ends in the present phase, and the time that this may take."""
+        match self._phase:
+            case _Phase.STOPPING_GATEWAY:
+                return self.gateways, self.timing.gateway_stop_timeout_s
+            case _Phase.STOPPING_WORKERS:
+                return self.workers, self.timing.stop_timeout_s
+        return [self.router], self.timing.router_stop_timeout_s
 
     def _close_doors(self, alive: list[Child]) -> Iterator[Action]:
         # A turn that waits for another object keeps its own worker from being quiet.  So when all have

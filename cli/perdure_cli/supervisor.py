@@ -1,4 +1,4 @@
-"""`perdure run`: spawns a router and workers, watches them, restarts them, stops them in order.
+"""`perdure run`: spawns a router, workers and a gateway, watches them, restarts them, stops them in order.
 
 The supervisor's own process: an asyncio loop around the pure decisions of `supervision`.  It holds the
 data directory's lock for as long as it lives, hears of a death by the kernel (pidfd, well under a
@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,10 +28,18 @@ from perdure.channel import Channel, PeerGone, WouldBlock, open_context, open_ro
 from perdure.codec import BadMessage, decode, encode
 from perdure.exits import WorkerExit
 from perdure.limits import Limits
+from perdure.loader import said_reason
 from perdure.locate import boot_id
 from perdure.slotmap import SlotMap
 from perdure_cli.blame import Ending, how_it_ended, judge, last_stack
-from perdure_cli.children import ChildCommand, RunConfig, child_command, router_config, worker_config
+from perdure_cli.children import (
+    ChildCommand,
+    RunConfig,
+    child_command,
+    gateway_config,
+    router_config,
+    worker_config,
+)
 from perdure_cli.datadir import DataDirectory
 from perdure_cli.errors import ApplicationNotLoaded, CannotRun, RunExit
 from perdure_cli.events import (
@@ -57,11 +66,10 @@ from perdure_cli.events import (
     Tick,
 )
 from perdure_cli.free_space import FreeSpace
-from perdure_cli.places import Places, check_bindable
+from perdure_cli.places import Places, address_of, check_bindable, open_listener
 from perdure_cli.shards import prepare_shards
 from perdure_cli.state import ClusterState
 from perdure_cli.supervision import ChildState, Supervision, Timing
-from perdure_worker.loader import said_reason
 from perdure_worker.marks import Marked, Seen, new_memory, read_memory
 from perdure_worker.quarantine import Blame
 
@@ -82,10 +90,12 @@ def run(config: RunConfig, *, command: ChildCommand = child_command, timing: Tim
     with DataDirectory.open(config.data, _own_command()) as directory:
         # Behind the lock: the port may be that of whoever holds the directory, and that is the thing to say.
         check_bindable(config.binds)
+        listener = open_listener(*config.http) if config.http is not None else None
         state = prepare_shards(directory, config.engine, config.workers, _LIMITS.slots)
         places = Places(directory.make_run_directory())
         directory.write_endpoint(places.url)
-        supervisor = Supervisor(config, directory, places, state, command, timing or Timing())
+        directory.write_http(address_of(listener) if listener is not None else "")
+        supervisor = Supervisor(config, directory, places, state, command, timing or Timing(), listener)
         code = asyncio.run(supervisor.run())
         if code is RunExit.APPLICATION and (reason := said_reason(places.run_directory)):
             raise ApplicationNotLoaded(reason)
@@ -102,7 +112,7 @@ class _Process:
     pidfd: int
     spawned_at: float
     marks: int
-    """Where a worker notes what it runs, see `perdure_worker.marks`; -1 for the router."""
+    """Where a worker notes what it runs, see `perdure_worker.marks`; -1 for others."""
     peer: bytes = b""
     """Its routing id on the control socket; empty until it speaks."""
     stops: bool = False
@@ -120,12 +130,16 @@ class Supervisor:
         state: ClusterState,
         command: ChildCommand,
         timing: Timing,
+        listener: socket.socket | None = None,
     ) -> None:
         self._config = config
         self._directory = directory
         self._places = places
         self._command = command
-        self._core = Supervision(state, boot_id(), timing)
+        self._core = Supervision(state, boot_id(), timing, has_gateway=listener is not None)
+        self._listener = listener
+        """The gateway's, across its incarnations."""
+        self._http = address_of(listener) if listener is not None else ""
         self._processes: dict[ChildId, _Process] = {}
         self._blames: dict[ChildId, Blame] = {}
         """Of deaths that no incarnation has counted yet."""
@@ -296,16 +310,24 @@ class Supervisor:
                 # A group of its own, so that Ctrl+C in the terminal reaches the supervisor alone.
                 process_group=0,
                 umask=0o077,
-                pass_fds=(marks,) if marks >= 0 else (),
+                pass_fds=self._descriptors_of(child, marks),
             )
         except OSError:
             _close(marks)
             raise
         return _Process(child, epoch, popen, os.pidfd_open(popen.pid), _now(), marks)
 
+    def _descriptors_of(self, child: ChildId, marks: int) -> tuple[int, ...]:
+        if child.role is Role.GATEWAY and self._listener is not None:
+            return (self._listener.fileno(),)
+        return (marks,) if marks >= 0 else ()
+
     def _config_of(self, child: ChildId, epoch: int, marks: int) -> str:
         if child.role is Role.ROUTER:
             return router_config(self._config, self._places, epoch)
+        if child.role is Role.GATEWAY:
+            (listener,) = self._descriptors_of(child, marks)
+            return gateway_config(self._config, self._places, epoch, listener)
         return worker_config(
             self._config,
             self._places,
@@ -320,6 +342,8 @@ class Supervisor:
 
     def _kill(self, action: Kill) -> None:
         process = self._processes.get(action.child)
+        if action.child.role is Role.GATEWAY and self._core.stopping and self._listener is not None:
+            self._listener.close()  # whoever comes now is refused at once, and not left in a queue
         # By pidfd, and not waited for yet: it can be no other process that got the number meanwhile.
         if process is not None and process.popen.pid == action.pid:
             if action.signal is signal.SIGKILL:
@@ -338,6 +362,7 @@ class Supervisor:
 
     def _announce(self, parked: int) -> None:
         facts = {
+            **({"http": self._http} if self._http else {}),
             "url": self._places.url,
             "workers": len(self._core.workers),
             "data": str(self._directory.path),
@@ -417,7 +442,7 @@ class Supervisor:
             facts["stack"] = stack
         served = self._core.children[process.child].ready_at is not None
         level = logging.WARNING
-        if process.child.role is Role.WORKER and code == WorkerExit.APP_NOT_LOADED:
+        if process.child.role is not Role.ROUTER and code == WorkerExit.APP_NOT_LOADED:
             level = logging.DEBUG  # it has said so itself, and better
         elif self._core.stopping and code == -signal.SIGTERM and not served:
             level = logging.DEBUG  # told to stop before it could do anything
@@ -444,6 +469,8 @@ class Supervisor:
                 signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
                 process.popen.wait(self._core.timing.kill_timeout_s)
             self._release(process)
+        if self._listener is not None:
+            self._listener.close()
 
 
 def _close(descriptor: int) -> None:

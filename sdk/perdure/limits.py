@@ -67,6 +67,11 @@ class Limits:
     http_part_wait_s: float = 30.0
     """A body of which nothing came for this long has lost its sender: it holds its object's turn."""
 
+    websocket_client_message_bytes_max: int = 1 * MIB
+    """Largest message of a WebSocket that an object opens itself, either way."""
+    websocket_client_timeout_s: float = 10.0
+    """How long opening and closing such a socket and sending a message may take: the turn waits for it."""
+
     # --- queues
     client_queue_bytes_max: int = 64 * MIB
     """Calls that a client holds for workers that do not take them; beyond it `Overloaded` at once."""
@@ -112,6 +117,11 @@ class Limits:
     """Bytes of those replies, which each commit of the object writes again; larger ones are not kept."""
     reply_windows_max: int = 6_000
     """Clients' windows in a worker's memory that nothing needs: the others are read again when needed."""
+    reply_log_rows: int = 1_024
+    """Commit groups whose recorded replies stay in one row each: a second's at a thousand commits a second.
+    Replies are not longer on their way; of older ones, what may still be asked for is written again."""
+    reply_log_bytes_max: int = 16 * MIB
+    """The same in bytes: a start of a worker reads all of them."""
     clients_known_max: int = 10_000
     """Clients that a worker knows the open calls of; a forgotten one tells them again with its next call."""
     raw_calls_in_flight_max: int = 100_000
@@ -159,7 +169,7 @@ class Limits:
     socket_tags_max: int = 10
     """Tags of one WebSocket (Cloudflare's number): they are looked up, and written with each change of it."""
     socket_tag_chars_max: int = 256
-    """Longest tag of a WebSocket: ten of them are stored with each socket."""
+    """Longest tag of a WebSocket: tags are held in memory while an object looks at its sockets."""
     socket_attachment_bytes_max: int = 16 * KIB
     """Largest encoded attachment of a WebSocket; ten thousand of an object are read in one go."""
     socket_protocol_chars_max: int = 256
@@ -175,7 +185,7 @@ class Limits:
     frames_unacked_bytes_max: int = 8 * MIB
     """Frames that a worker sends a gateway beyond what that has taken; the rest stays on disk meanwhile."""
     frames_unacked_max: int = 8_192
-    """The same in records, since most of them are small."""
+    """The same in records, of which many are small; acknowledgements come after 64 of them or 20 ms."""
     frames_log_bytes_max: int = 512 * MIB
     """Frames that a gateway which is heard from does not take; beyond it, it is given up as lost."""
     gateways_max: int = 256
@@ -250,6 +260,65 @@ class Limits:
     """The same as a share of the file system, whichever is more: large disks also fill up faster."""
     disk_look_s: float = 30.0
     """The supervisor looks at the free space this often."""
+
+    # --- sockets of clients, in the gateway
+    socket_queue_bytes_max: int = 1 * MIB
+    """Messages that wait for one client that does not read; beyond it the client is closed (1013)."""
+    socket_queue_frames_max: int = 1_024
+    """The same as a number of messages: small ones cost memory of their own, and none should be too old."""
+    socket_frame_wait_s: float = 30.0
+    """How long a client's message waits for an object that is not available; then the client is closed."""
+    socket_ping_s: float = 20.0
+    """The gateway's server pings clients this often: proxies cut idle connections, and clients vanish."""
+    socket_ping_timeout_s: float = 20.0
+    """A client that has not answered by then is gone, however its connection looks."""
+    socket_close_wait_s: float = 10.0
+    """How long a client may take to read its close, and what is before it, until the connection is cut."""
+    socket_ack_s: float = 0.02
+    """Within this time a worker is told that its frames were taken, so that it can delete them."""
+    socket_ack_records: int = 64
+    """At this number of records it is told at once: what a worker keeps stays small under load too."""
+    socket_keepalive_s: float = 1.0
+    """A gateway gives workers with sockets a sign of life this often: five times until it counts as dead."""
+    socket_endings_in_flight_max: int = 256
+    """Ends of sockets that are told to objects at a time: fewer than one object's mailbox takes."""
+    socket_writes_per_tick: int = 256
+    """Clients that are written to in one loop tick, so that a broadcast to thousands holds nobody up."""
+    sockets_per_gateway_max: int = 20_000
+    """WebSockets of one gateway, whatever server it stands in: 15 KB each, and a descriptor."""
+    sockets_per_address_max: int = 1_024
+    """The same from one address, loopback exempt: one client must not take all, but many may share one."""
+
+    # --- the gateway's connections
+    http_connections_max: int = 20_000
+    """Connections of one gateway, sockets included: 5 KB each while idle, and a descriptor each."""
+    http_connections_per_ip_max: int = 1_024
+    """The same from one address: one client must not take all; loopback and trusted proxies are exempt."""
+    http_spare_descriptors: int = 256
+    """Descriptors that connections leave free, whatever `http_connections_max` says: an ipc socket of ZeroMQ
+    aborts its process without one."""
+    http_head_s: float = 10.0
+    """From a connection, or the first byte of a further request, until its headers are complete: slowloris
+    attacks hold connections by sending them slowly."""
+    http_keep_alive_s: float = 60.0
+    """How long a connection may lie idle between two requests; browsers and proxies reuse it until then."""
+    http_body_idle_s: float = 10.0
+    """A request's body may pause for this long while it is waited for."""
+    http_body_rate_bytes: int = 4 * KIB
+    """A request's body comes with this many bytes per second on average, after `http_body_idle_s` of grace:
+    less is an attack, or a network over which nothing works."""
+    http_write_stall_s: float = 30.0
+    """A client that takes nothing of a response for this long is cut off: its object may wait for it."""
+    http_linger_s: float = 2.0
+    """How long the rest of a request is read and thrown away after an early answer, so that it arrives."""
+    http_look_s: float = 0.5
+    """Deadlines of connections are looked at this often, all at once: 10,000 of them in 3 ms."""
+    http_json_bytes_max: int = 8 * MIB
+    """Body of a call of a `@public` method: it is decoded as a whole, which takes ten times its memory."""
+    http_tokens_max: int = 10_000
+    """Tokens of one file: they are held in memory and read again as a whole when the file has changed."""
+    http_token_chars_min: int = 16
+    """Shortest token that is taken from a file: a shorter one could be guessed by trying."""
 
     # --- misbehaviour
     turn_blocked_s: float = 0.1

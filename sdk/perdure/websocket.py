@@ -8,7 +8,12 @@ Runs in workers; `WebSocketResponse` is also what a `fetch` returns.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from starlette.responses import Response as _Response
+else:
+    _Response = object  # Starlette is imported by those who answer HTTP, and not for every worker
 
 __all__ = ["UPGRADE_SCOPE_KEY", "Upgradable", "WebSocket", "WebSocketResponse"]
 
@@ -85,7 +90,7 @@ class Upgradable(Protocol):
     def scope(self) -> Any: ...
 
 
-class WebSocketResponse:
+class WebSocketResponse(_Response):
     """The response that takes a WebSocket; made by `ctx.accept_websocket`, to be returned by `fetch`."""
 
     __slots__ = ("protocol", "socket", "websocket")

@@ -10,6 +10,8 @@ The first byte is the region:
 
     0x00  shard's own rows      0x00 name
                                 0x00 | "suspect" | id 32        (who has ended its worker)
+                                0x00 | "replies" | place u16    (the log of recorded replies, reply_log.py)
+                                0x00 | "client" | client id 16  (what a client has told)
     0x01  object rows           0x01 | slot u16 | ns length u8 | ns | id 32 bytes | kind u8 | key
     0x02  names index           0x02 | ns length u8 | ns | 0x00 | id 32 bytes      (unique objects)
                                 0x02 | ns length u8 | ns | 0x01 | name in UTF-8    (named objects)
@@ -34,6 +36,7 @@ from typing import Final, NamedTuple
 
 __all__ = [
     "ALARM",
+    "CLIENT_PREFIX",
     "DUE_REGION",
     "EPOCH_KEY",
     "FIELD",
@@ -44,6 +47,7 @@ __all__ = [
     "NAMES_REGION",
     "OBJECTS_REGION",
     "OUTBOX",
+    "REPLIES_PREFIX",
     "REPLY",
     "RESERVED_REGION",
     "SENDS_KEY",
@@ -76,6 +80,7 @@ __all__ = [
     "parse_socket_row",
     "prefix_end",
     "slot_bounds",
+    "slot_of_prefix",
     "socket_index_key",
     "sockets_prefix",
 ]
@@ -94,6 +99,8 @@ EPOCH_KEY: Final = SHARD_REGION + b"epoch"
 SEQUENCE_KEY: Final = SHARD_REGION + b"seq"
 SUSPECT_PREFIX: Final = SHARD_REGION + b"suspect"
 """Before the id of an object that has ended its worker."""
+REPLIES_PREFIX: Final = SHARD_REGION + b"replies"
+CLIENT_PREFIX: Final = SHARD_REGION + b"client"
 SENDS_KEY: Final = SHARD_REGION + b"sends"
 """A sequence that no durable send of this store has reached."""
 
@@ -197,6 +204,11 @@ def parse_object_row(row: bytes) -> ObjectRow:
         kind=row[kind_at : kind_at + 1],
         key=row[kind_at + 1 :],
     )
+
+
+def slot_of_prefix(prefix: bytes) -> int:
+    """The slot of what `object_prefix` made."""
+    return int.from_bytes(prefix[1:3], "big")
 
 
 def slot_bounds(slots: range) -> tuple[bytes, bytes]:

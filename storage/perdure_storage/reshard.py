@@ -3,6 +3,7 @@
 Guarantees:
 
 - Every row of a slot is in the store of the slot's owner when `reshard` returns, and in no other.
+- What recorded replies a slot's objects have given is known to the slot's owner (`reply_log`).
 - What a store that loses slots holds of frames for gateways is dropped: gateways stop with their workers, and
   their clients with them. One that runs elsewhere and lives on loses what it had not taken yet.
 - The switch from the old placement to the new one is a single step of the caller's (`commit_placement`).
@@ -21,6 +22,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -44,6 +46,7 @@ from perdure_storage.keys import (
 )
 from perdure_storage.leveldb import WRITE_BUFFER_BYTES, LevelDBEngine
 from perdure_storage.records import unseal
+from perdure_storage.reply_log import fold, lacks_clients, merge_clients
 from perdure_storage.shard import is_provisioned, open_offline, provision, sync_directory
 
 __all__ = ["Move", "plan_moves", "reshard"]
@@ -126,9 +129,15 @@ def _move_rows(
     for worker in range(len(old), len(new)):
         stores.provision(worker)
     copied = {move: _copy(move, stores) for move in moves}
+    _tell_of_replies(moves, stores)
     stores.close()  # what is compared is read from the files, not from memory
     for move, digest in copied.items():
         _compare(move, digest, stores)
+        if lacks_clients(stores.store(move.source), stores.store(move.destination), move.slots):
+            raise StorageError(
+                f"the copy of recorded replies in shard {move.destination} is not complete; no slot has "
+                "changed its owner: check disk and memory of this machine, then start again"
+            )
     commit_placement()
     for move in moves:
         _delete(stores.store(move.source), move.slots)
@@ -237,6 +246,16 @@ def _compare(move: Move, expected: Digest, stores: _Stores) -> None:
             f"differs from shard {move.source} ({found.count} rows instead of {expected.count}); no slot has "
             "changed its owner: check disk and memory of this machine, then start again"
         )
+
+
+def _tell_of_replies(moves: Sequence[Move], stores: _Stores) -> None:
+    for move in moves:
+        fold(stores.store(move.source), int(time.time()))
+    for _ in moves:  # a source may be the destination of another move, and learn by it
+        for move in moves:
+            source, destination = stores.store(move.source), stores.store(move.destination)
+            if lacks_clients(source, destination, move.slots):
+                merge_clients(source, destination, move.slots)
 
 
 def _delete(store: Engine, slots: range) -> None:

@@ -100,6 +100,8 @@ class Cluster:
     ) -> subprocess.Popen[str]:
         """A Python process that becomes a supervisor; its output is in `said()` and `log()`."""
         number = len(self.supervisors)
+        if "run" in arguments and "--http" not in arguments:  # stand-ins serve no HTTP
+            arguments = [*arguments, "--http", "off"]
         path = path or [*([first_on_path] if first_on_path else []), *PACKAGES]
         with (
             open(self.stage / f"stdout-{number}", "w") as out,

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from perdure.exits import WorkerExit
-from perdure_cli.commands import main, resolve_app, resolve_bind, resolve_binds
+from perdure_cli.commands import main, resolve_app, resolve_bind, resolve_binds, resolve_http
 from perdure_cli.errors import BadOption, RunExit
 
 from .cluster import DEADLINE_S, HERE, PACKAGES, ROOT, Cluster, free_port, wait_for
@@ -129,7 +129,11 @@ def test_a_directory_of_another_engine_is_refused(cluster: Cluster, app: Path) -
         (["run", "app", "--workers", "1025"], "--workers"),
         (["run", "app", "--engine", "sqlite"], "--engine"),
         (["run", "app", "--idle-evict", "0"], "--idle-evict"),
-        (["run", "app", "--http", "127.0.0.1:80"], "--http"),
+        (["run", "app", "--http", "8080"], "--http takes HOST:PORT"),
+        (["run", "app", "--http", "::1:8080"], "--http takes HOST:PORT"),
+        (["run", "app", "--http", "127.0.0.1:65536"], "--http takes HOST:PORT"),
+        (["run", "app", "--allow-origin", "example.org"], "--allow-origin takes an origin"),
+        (["run", "app", "--trusted-proxy", "proxy"], "--trusted-proxy takes an address"),
     ],
 )
 def test_a_wrong_command_line_is_explained_and_exits_with_2(
@@ -236,6 +240,19 @@ def test_an_address_that_is_there_twice_is_refused() -> None:
     )
     with pytest.raises(BadOption, match=r"--bind tcp://127\.0\.0\.1:7400 is given twice"):
         resolve_binds(("tcp://localhost:7400", "tcp://127.0.0.1:7401", "tcp://127.0.0.1:07400"))
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:8080", ("127.0.0.1", 8080)),
+        ("localhost:0", ("localhost", 0)),
+        ("[::1]:8080", ("::1", 8080)),
+        ("off", None),
+    ],
+)
+def test_where_http_is_served(text: str, address: tuple[str, int] | None) -> None:
+    assert resolve_http(text) == address
 
 
 def test_a_path_that_is_not_utf_8_is_refused_with_one_line(short_path: Path, app: Path) -> None:

@@ -326,3 +326,13 @@ def test_the_endpoint_stands_in_its_file_until_close(short_path: Path) -> None:
         directory.write_endpoint("ipc:///somewhere/router")
         assert (short_path / "endpoint").read_text() == "ipc:///somewhere/router\n"
     assert not (short_path / "endpoint").exists()
+
+
+def test_the_gateways_address_stands_in_its_file_until_close(short_path: Path) -> None:
+    with opened(short_path) as directory:
+        directory.write_http("http://127.0.0.1:8080")
+        assert (short_path / "http").read_text() == "http://127.0.0.1:8080\n"
+        directory.write_http("")
+        assert not (short_path / "http").exists(), "what an earlier run left behind"
+        directory.write_http("http://127.0.0.1:8080")
+    assert not (short_path / "http").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perdure_cli.errors import AddressInUse
-from perdure_cli.places import Places, check_bindable
+from perdure_cli.places import Places, address_of, check_bindable, open_listener
 
 from .cluster import free_port
 
@@ -35,3 +35,24 @@ def test_an_address_that_somebody_listens_at_is_named() -> None:
         with pytest.raises(AddressInUse, match=taken):
             check_bindable([f"tcp://127.0.0.1:{free_port()}", taken])
     check_bindable([taken])
+
+
+def test_the_gateways_socket_listens_at_once_and_is_found_by_its_address() -> None:
+    with open_listener("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        assert address_of(listener) == f"http://127.0.0.1:{port}"
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        with pytest.raises(AddressInUse, match=rf"127\.0\.0\.1:{port}: .*--http off"):
+            open_listener("127.0.0.1", port)
+    open_listener("127.0.0.1", port).close()
+
+
+def test_a_socket_at_all_addresses_is_found_at_this_machines_own() -> None:
+    with open_listener("0.0.0.0", 0) as listener:
+        assert address_of(listener).startswith("http://127.0.0.1:")
+
+
+def test_a_host_that_nobody_has_is_told() -> None:
+    for host in ("192.0.2.1", "no such host"):
+        with pytest.raises(AddressInUse, match=host):
+            open_listener(host, 0)

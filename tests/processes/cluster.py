@@ -19,10 +19,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -30,6 +31,7 @@ from perdure import SyncClient, connect, connect_sync
 from perdure.errors import PerdureError
 from perdure.locate import ENDPOINT_FILE
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = [str(ROOT / name) for name in ("sdk", "storage", "router", "worker", "gateway", "cli")]
 DEADLINE_S = 20.0
@@ -37,6 +39,7 @@ DEADLINE_S = 20.0
 POLL_S = 0.01
 CONNECT_S = 2.0
 LOG_LINES_SHOWN = 40
+CHILDREN = ("perdure_router", "perdure_worker", "perdure_gateway")
 
 
 @dataclass(frozen=True, order=True)
@@ -44,10 +47,16 @@ class Child:
     """A process that the supervisor started, as its command line tells."""
 
     role: str
-    """"router" or "worker"."""
+    """"router", "worker" or "gateway"."""
     index: int
     epoch: int
     pid: int
+
+
+def _in_a_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Runs it in a loop of its own; in a thread, since the driver of a browser has one in this thread."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(asyncio.run, work).result()
 
 
 class Cluster:
@@ -72,7 +81,10 @@ class Cluster:
             self._supervisor = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "perdure_cli", "run", self.app, "--data", str(self.data)),
-                    *("--workers", str(self.workers), "--log-json", *self._options),
+                    *("--workers", str(self.workers), "--log-json"),
+                    # Several clusters run at once: a gateway takes a port that is free, if one is wanted.
+                    *(() if "--http" in self._options else ("--http", "off")),
+                    *self._options,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -133,6 +145,16 @@ class Cluster:
         return self._endpoint.read_text("utf-8").strip()
 
     @property
+    def http(self) -> str:
+        """The gateway's URL, of a cluster that was started with ``--http 127.0.0.1:0``."""
+        return (self.data / "http").read_text("utf-8").strip()
+
+    @property
+    def gateway_pid(self) -> int:
+        """The gateway's process; waits while there is none."""
+        return self._pids("gateway", 1)[0]
+
+    @property
     def router_pid(self) -> int:
         """The router's process; waits while there is none."""
         return self._pids("router", 1)[0]
@@ -168,7 +190,7 @@ class Cluster:
 
     def stats(self) -> list[dict[str, Any]]:
         """The workers' own figures (`turns` of this incarnation among them), in their order."""
-        return asyncio.run(self._stats(DEADLINE_S))
+        return _in_a_loop(self._stats(DEADLINE_S))
 
     async def _stats(self, timeout_s: float) -> list[dict[str, Any]]:
         async with connect(self.url, timeout=timeout_s) as client, asyncio.timeout(timeout_s):
@@ -205,7 +227,7 @@ class Cluster:
         if self.supervisor.poll() is not None:
             self._fail(f"the supervisor ended with exit code {self.supervisor.returncode}")
         try:
-            return bool(asyncio.run(self._stats(CONNECT_S)))
+            return bool(_in_a_loop(self._stats(CONNECT_S)))
         except (FileNotFoundError, PerdureError, TimeoutError):
             return False
 
@@ -265,7 +287,7 @@ def _child(pid: str) -> Child | None:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    module = next((word for word in command if word in ("perdure_router", "perdure_worker")), None)
+    module = next((word for word in command if word in CHILDREN), None)
     if module is None or not is_running(int(pid)):
         return None
     config = json.loads(command[command.index(module) + 1])

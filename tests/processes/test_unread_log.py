@@ -48,7 +48,18 @@ def test_calls_go_on_and_the_cluster_stops_in_order_when_nobody_reads_its_log(tm
     reading, writing = os.pipe()
     options = ("--workers", "2", "--log-json", "--log-level", "debug")
     supervisor = subprocess.Popen(
-        [sys.executable, "-m", "perdure_cli", "run", str(app), "--data", str(data), *options],
+        [
+            sys.executable,
+            "-m",
+            "perdure_cli",
+            "run",
+            str(app),
+            "--data",
+            str(data),
+            "--http",
+            "off",
+            *options,
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=writing,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from perdure_worker.loader import ApplicationError, is_first_to_say, load_application, said_reason
+from perdure.loader import ApplicationError
+from perdure_worker.loader import load_application
 
 COUNTER = """
 from perdure import DurableObject, durable
@@ -86,15 +87,6 @@ def test_one_class_under_two_names_is_one_class(tmp_path: Path) -> None:
 
 
 # --- what each failure tells
-
-
-def test_one_worker_of_a_run_says_what_all_of_them_meet_and_the_supervisor_can_repeat_it(
-    tmp_path: Path,
-) -> None:
-    assert said_reason(tmp_path) == ""
-    doors = [f"ipc://{tmp_path}/w{worker}.e1" for worker in range(3)]
-    assert [is_first_to_say("ä is missing", door) for door in doors] == [True, False, False]
-    assert said_reason(tmp_path) == "ä is missing"
 
 
 @pytest.mark.parametrize(

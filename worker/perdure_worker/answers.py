@@ -21,6 +21,7 @@ from perdure.errors import (
     to_wire,
 )
 from perdure.remote_errors import dump_exception
+from perdure.web_wire import FETCH
 from perdure_worker.gates import Gate
 from perdure_worker.peers import Peer
 from perdure_worker.resident import Resident
@@ -66,6 +67,12 @@ class Answers:
         if len(reply) > LARGE_REPLY_BYTES:
             self.peers.add_large(len(reply))
 
+    def reply_all(self, peer: Peer, replies: list[bytes], _: None) -> None:
+        """As `reply`, for many small ones of a peer that is not raw."""
+        if not peer.replies:
+            self.peers.dirty.append(peer)
+        peer.replies.extend(replies)
+
     def reply_item(self, peer: Peer, sequence: int, reply: bytes) -> None:
         """As `reply`, for one item of a stream."""
         self.reply(peer, sequence, reply)
@@ -78,6 +85,12 @@ class Answers:
             peer.dropped()
             return
         self.reply(peer, sequence, self.error_reply(sequence, error))
+
+    def refuse_arguments(self, peer: Peer, sequence: int, title: str, error: BaseException) -> None:
+        """What binds the arguments of a call has raised; users' constructors and validators run there."""
+        if not issubclass(type(error), PerdureError):  # isinstance would ask a user's __class__
+            error = InvalidArgument(f"{title}: an argument raised {describe_error(error)}")
+        self.refuse(peer, sequence, cast(PerdureError, error))
 
     def unread(self, peer: Peer) -> PerdureError | None:
         """Why a call of a peer that does not read its replies is refused; None for all others."""
@@ -119,6 +132,16 @@ class Answers:
             self.gate.hold(resident.ticket, (self._reply, peer, sequence, reply))
         else:
             self.reply(peer, sequence, reply)
+
+    def log_failure(self, resident: Resident, method: Any, error: BaseException) -> None:
+        """What a handler of the web raised: its callers get no more than a number.  Never raises."""
+        if method is None or not (method.public or method.name == FETCH):
+            return
+        raised = dump_exception(error, resident.label, with_traceback=True)
+        if "registered" in raised or issubclass(type(error), PerdureError):
+            return
+        facts = {"object": resident.label, "remote_traceback": raised["traceback"]}
+        log.error("%s raised %s: %s", method.title, raised["type"], raised["message"], extra=facts)
 
     def _tell_system(self, resident: Resident, turn: SystemTurn, error: BaseException) -> None:
         try:

@@ -32,18 +32,20 @@ from perdure.errors import InvalidArgument, PerdureError, ShardUnavailable, to_w
 from perdure.exits import WorkerExit
 from perdure.limits import Limits
 from perdure.links import DoorLinks
+from perdure.loader import ApplicationError, is_first_to_say
 from perdure.remote_errors import ExceptionLoader
 from perdure.slotmap import slot_map_from_wire
 from perdure_storage.commit import Committer
 from perdure_storage.endings import exit_of_open
 from perdure_storage.engine import Engine
 from perdure_storage.memory import MemoryEngine
+from perdure_storage.reply_log import fold
 from perdure_storage.shard import open_shard
 from perdure_worker.config import WorkerConfig
 from perdure_worker.epoch_messages import takers
 from perdure_worker.guard import Guard
 from perdure_worker.host import Host
-from perdure_worker.loader import ApplicationError, is_first_to_say, load_application
+from perdure_worker.loader import load_application
 from perdure_worker.outgoing import Outgoing
 from perdure_worker.peers import Peer, Peers
 from perdure_worker.registry import ObjectClass
@@ -124,12 +126,9 @@ class Worker:
         )
         self._host = Host(_host_settings(config), parts)
         self._takers = takers(self._host)
+        on_message, on_death = self._on_link_message, self._caller.on_death
         self._links = DoorLinks(
-            loop,
-            self._context,
-            on_message=self._on_link_message,
-            on_death=self._caller.on_death,
-            on_drained=_nothing,
+            loop, self._context, on_message=on_message, on_death=on_death, on_drained=_nothing
         )
         door = open_router(self._context, [config.door])
         self._door = Channel(loop, door, self._on_door, self._flush, lambda: self._host.has_room)
@@ -462,6 +461,7 @@ def main(argument: str) -> WorkerExit:
     try:
         shard = Path(config.shard)
         engine = MemoryEngine() if config.engine == "memory" else open_shard(shard, epoch=config.epoch)
+        fold(engine, int(time.time()))
         guard = Guard(config, engine, _LIMITS)
     except Exception as error:
         log.critical("the store cannot be opened: %s", error, extra={"shard": config.shard})

@@ -30,6 +30,8 @@ class ObjectClass:
         "alarm",
         "begin",
         "cls",
+        "field_exacts",
+        "field_names",
         "field_rows",
         "fields",
         "methods",
@@ -48,6 +50,9 @@ class ObjectClass:
         self.fields: tuple[DurableField, ...] = tuple(collect_fields(cls))
         self.field_rows = tuple(keys.FIELD + field.name.encode() for field in self.fields)
         """The tail of each field's key on disk, parallel to `fields`."""
+        self.field_names = tuple(field.name for field in self.fields)
+        self.field_exacts = tuple(field.exact for field in self.fields)
+        """The type whose values are stored as they are, of each field that has one."""
         self.row_heads: list[bytes] = []
         """By slot, how the keys of all rows of an object of this class begin, up to its id; see `place`."""
         self.start_mark = marks.describe(self.namespace, "on_start")

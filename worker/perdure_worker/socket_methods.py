@@ -61,7 +61,7 @@ class _EventMethod(Method):
         self.mark = b""
         self.function = function  # type: ignore[assignment]
         self.bind = bind  # type: ignore[assignment]
-        self.is_generator = self.blocking = self.interleaved = False
+        self.is_generator = self.blocking = self.interleaved = self.quick = False
         self.is_async = self.public = self.plain = True
         self.accepts_no_args = False
         self.result_exact = None  # every result is converted
