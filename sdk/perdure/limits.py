@@ -165,7 +165,7 @@ class Limits:
     """Calls that a client sends again in a second; what is more waits longer, so that a cluster that lost a
     worker is not hit again by everybody at once."""
 
-    # --- WebSockets
+    # --- sockets of objects
     socket_tags_max: int = 10
     """Tags of one WebSocket (Cloudflare's number): they are looked up, and written with each change of it."""
     socket_tag_chars_max: int = 256

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perdure import InvalidArgument, Limits, codec
+from perdure import DurableObject, InvalidArgument, Limits, codec, durable
 from perdure_storage import keys
 from worker.host_scene import Scene
 from worker.socket_scene import FRAME, Gateway, Room, frame_rows, pass_time, restart, serve
@@ -111,6 +111,44 @@ def test_a_turn_that_is_cut_between_two_commit_points_has_sent_its_first_part_on
     gateway.scene.advance(1)
     gateway.scene.commit()
     assert gateway.got == {number: ["x 1", "x 2"]}
+
+
+def test_what_a_migration_and_the_turn_before_an_eviction_send_is_delivered(make_scene: Make) -> None:
+    class Old(DurableObject, namespace="Grows"):
+        value: int = durable(1)
+
+        async def fetch(self, request: Any) -> Any:
+            return self.ctx.accept_websocket(request)
+
+        async def websocket_message(self, ws: Any, message: str) -> None:
+            self.value += 1
+            ws.send(message)
+
+    class New(Old, namespace="Grows"):
+        version = 2
+
+        async def on_migrate(self, old_version: int) -> None:
+            for ws in self.ctx.websockets():
+                ws.attachment = "migrated"
+                ws.send(f"from {old_version}")
+
+        async def on_start(self) -> None:
+            for ws in self.ctx.websockets():
+                ws.send(f"{ws.attachment}")
+
+    old = serve(make_scene, Old)
+    gateway = Gateway(old)
+    number = gateway.upgrade(Old, "g")
+    gateway.room = 0
+    gateway.frame(Old, "g", number, "last words")
+    old.advance(20)
+    old.host.evict_idle()
+    assert not old.is_live(Old, "g")
+    gateway.room = None
+    new = serve(make_scene, New, epoch=8, disk=old.disk.copy())
+    gateway.connect(new)
+    assert gateway.frame(New, "g", number, "on") == 0
+    assert gateway.got == {number: ["last words", "from 1", "migrated", "on"]}
 
 
 # --- marks
