@@ -16,6 +16,7 @@ from worker.socket_scene import (
     Room,
     index_rows,
     request_map,
+    restart,
     serve,
     socket_rows,
 )
