@@ -167,6 +167,7 @@ def test_an_end_that_its_object_could_not_start_for_is_told_when_it_comes_again(
         gateway.closed(Thorny, "t", number)
     assert len(socket_rows(scene)) == 1
     Thorny.broken = False
+    scene.advance(1)  # a start that has failed is tried again after a pause
     assert gateway.closed(Thorny, "t", number) == 0
     assert scene.values(Thorny, "t") == {"told": 1000}
     assert not socket_rows(scene)
