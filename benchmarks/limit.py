@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import tempfile
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -35,11 +36,14 @@ class LimitSystem:
 
     def __init__(self) -> None:
         self._children: list[Child] = []
+        self._sockets: tempfile.TemporaryDirectory[str] | None = None
 
     def start(self, directory: Path) -> Handle:
         """Start workers and router and wait until they are ready."""
-        router = f"ipc://{directory}/router"
-        workers = [f"ipc://{directory}/worker{number}" for number in range(WORKERS)]
+        # Not in `directory`: the kernel takes no path over 107 characters for a socket.
+        self._sockets = tempfile.TemporaryDirectory(prefix="perdure-limit-", dir="/tmp")
+        router = f"ipc://{self._sockets.name}/router"
+        workers = [f"ipc://{self._sockets.name}/worker{number}" for number in range(WORKERS)]
         for number, endpoint in enumerate(workers):
             database = directory / f"database{number}"
             self._children.append(Child("benchmarks.limit_worker", endpoint, os.fspath(database)))
@@ -55,6 +59,8 @@ class LimitSystem:
     def stop(self) -> None:
         """End the processes, the router first."""
         stop_all(self._children)
+        if self._sockets is not None:
+            self._sockets.cleanup()
 
 
 def system() -> LimitSystem:

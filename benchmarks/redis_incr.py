@@ -1,8 +1,8 @@
 """Redis INCR with `appendfsync always`, through redis-py asyncio with hiredis, as a user would run it.
 
-A private redis-server on a Unix socket in the benchmark's directory; skipped when none is on PATH. Each
-call is one command awaited by its caller, without pipelines. Two pool sizes are measured, a connection
-for every caller and 64 shared ones, and Redis is credited with the better one.
+A private redis-server on a Unix socket, its data in the benchmark's directory; skipped when none is on
+PATH. Each call is one command awaited by its caller, without pipelines. Two pool sizes are measured, a
+connection for every caller and 64 shared ones, and Redis is credited with the better one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -34,6 +35,7 @@ class RedisSystem:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._sockets: tempfile.TemporaryDirectory[str] | None = None
 
     def start(self, directory: Path) -> Handle:
         """Start the server and wait until it answers; raises Unavailable when something is missing."""
@@ -43,7 +45,9 @@ class RedisSystem:
         for module in ("redis", "hiredis"):  # without hiredis redis-py silently takes its slow parser
             if importlib.util.find_spec(module) is None:
                 raise Unavailable(f"{module} is not installed: pip install 'perdure[bench]'")
-        socket = directory / "redis.sock"
+        # Not in `directory`: the kernel takes no path over 107 characters for a socket.
+        self._sockets = tempfile.TemporaryDirectory(prefix="perdure-redis-", dir="/tmp")
+        socket = Path(self._sockets.name) / "redis.sock"
         settings = {
             "port": "0",
             "unixsocket": str(socket),
@@ -82,6 +86,8 @@ class RedisSystem:
             self._process.terminate()
             stop_process(self._process)
             self._process = None
+        if self._sockets is not None:
+            self._sockets.cleanup()
 
 
 def system() -> RedisSystem:

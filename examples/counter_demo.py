@@ -1,8 +1,9 @@
-"""What ./scripts/start runs: a cluster of this machine's own, and calls to it that a person can see.
+"""What ./scripts/start runs: a cluster of this machine's own, pages to play with, and calls that one can see.
 
-Starts `perdure run examples/counter.py` (a supervisor, a router, workers), counts with a few `Counter`
-objects and then keeps four of them counting until Ctrl+C. The counts go on with the next start.
-With --once it stops after the first calls and exits with 0 when each of them counted exactly once.
+Starts `perdure run examples/start.py` (a supervisor, a router, workers, a gateway with all example pages),
+counts with a few `Counter` objects and then keeps four of them counting until Ctrl+C. The counts go on with
+the next start. With --once it stops after the first calls and exits with 0 when each of them counted exactly
+once and the start page was served.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import os
 import signal
 import sys
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,10 +25,16 @@ from perdure.locate import DATA_DEFAULT, ENDPOINT_FILE
 HERE = Path(__file__).resolve().parent
 STOP_TIMEOUT_S = 30.0
 """The supervisor's own ordered shutdown takes at most 10 s of draining a process; beyond this it hangs."""
+SLOW_PAGE_S = 10.0
 SLOW_CALL_S = 0.15
 """A call that took longer than this waited for something that is worth a line."""
 COUNT_INTERVAL_S = 0.1
 """Short against the restart of a worker (about 0.3 s), so that a kill meets calls."""
+HTTP_FILE = "http"
+"""Where, in the data directory, the supervisor writes the gateway's address."""
+HTTP_DEFAULT = "127.0.0.1:8080"
+HTTP_ANY = "127.0.0.1:0"
+"""A free port, for --once: what else runs on this machine does not matter then."""
 COMPASS = ("north", "east", "south", "west")
 """Counters whose slots lie on both workers, so that the death of either can be seen."""
 
@@ -35,20 +43,21 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="start", description="Runs a local cluster and counts with it.")
     parser.add_argument("--data", type=Path, default=Path(DATA_DEFAULT), help=f"default: ./{DATA_DEFAULT}")
     parser.add_argument("--workers", type=int, default=2, help="worker processes; default: 2")
+    parser.add_argument("--http", default=HTTP_DEFAULT, metavar="HOST:PORT", help=f"default: {HTTP_DEFAULT}")
     parser.add_argument("--once", action="store_true", help="make the calls, stop everything, exit")
     return parser.parse_args()
 
 
 @asynccontextmanager
 async def running_cluster(
-    data: Path, workers: int
+    data: Path, workers: int, http: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.Event]]:
     """`perdure run` as a process of its own, and the event of its being ready; stopped in order."""
     cluster = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "perdure_cli", "run", str(HERE / "counter.py")),
-        *("--data", str(data), "--workers", str(workers)),
+        *(sys.executable, "-m", "perdure_cli", "run", str(HERE / "start.py")),
+        *("--data", str(data), "--workers", str(workers), "--http", http),
         # What goes wrong is shown between the counts, the rest of the log would hide them.
-        *("--no-log-json", "--log-level", "warning", "--http", "off"),
+        *("--no-log-json", "--log-level", "warning"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         # Ctrl+C in the terminal shall reach this process alone, which then stops the cluster once.
@@ -101,12 +110,20 @@ async def count_once(client: Client) -> bool:
     return exact
 
 
-def print_hints(address: str, cluster_pid: int) -> None:
+def page_is_served(site: str) -> bool:
+    """Whether the start page is there, as a browser would ask for it."""
+    with urllib.request.urlopen(site, timeout=SLOW_PAGE_S) as answer:  # noqa: S310 - our own gateway
+        return bool(answer.status == 200 and b"Perdure" in answer.read())
+
+
+def print_hints(address: str, site: str, cluster_pid: int) -> None:
     """What to try while the cluster runs; `address` is what connect_sync() needs to find it."""
     first, *others = worker_pids(cluster_pid)
     also = f"   (or {', '.join(map(str, others))})" if others else ""
     print(
         f"""
+Open {site} in a browser, best in two windows: chat, a spreadsheet, a game, a shop and more.
+
 The cluster keeps running, and its data stays for the next start; Ctrl+C stops it.
 In another terminal, in this folder, you can
 
@@ -148,10 +165,15 @@ async def demonstrate(options: argparse.Namespace, ready: asyncio.Event, cluster
     # another one, because of which this one is about to give up.
     await ready.wait()
     url = (options.data / ENDPOINT_FILE).read_text().strip()
+    site = (options.data / HTTP_FILE).read_text().strip() + "/"
     async with connect(url) as client:
         exact = await count_once(client)
+        if await asyncio.to_thread(page_is_served, site):
+            print(f"pages  = {site} (served by the gateway)")
+        else:
+            exact = False
         if not options.once:
-            print_hints("" if options.data == Path(DATA_DEFAULT) else f'"{url}"', cluster_pid)
+            print_hints("" if options.data == Path(DATA_DEFAULT) else f'"{url}"', site, cluster_pid)
             await keep_counting(client)
         return exact
 
@@ -159,8 +181,9 @@ async def demonstrate(options: argparse.Namespace, ready: asyncio.Event, cluster
 async def main() -> int:
     options = parse_options()
     loop = asyncio.get_running_loop()
-    print(f"Starting a router and {options.workers} workers on {options.data} ...")
-    async with running_cluster(options.data, options.workers) as (cluster, ready):
+    http = HTTP_ANY if options.once else options.http
+    print(f"Starting a router, {options.workers} workers and a gateway on {options.data} ...")
+    async with running_cluster(options.data, options.workers, http) as (cluster, ready):
         demo = asyncio.create_task(demonstrate(options, ready, cluster.pid))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, demo.cancel)

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from perdure.limits import Limits
 from perdure_gateway.admission import Admission
+from perdure_gateway.socket_connection import SocketConnection
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-__all__ = ["Connection", "GuardedConfig", "Rules", "SocketConnection"]
+__all__ = ["Connection", "GuardedConfig", "Rules"]
 
 
 _JOINED_BYTES_MAX = 64 * 1024
@@ -335,21 +335,3 @@ class Connection(HttpToolsProtocol):
         elif now - self._unsent[1] >= self._limits.http_write_stall_s:
             self._rules.cut += 1
             self.transport.abort()
-
-
-class SocketConnection(WebSocketsSansIOProtocol):
-    """A WebSocket connection, which counts as a connection of its client until it ends."""
-
-    _admission: Admission | None = None
-    _address: str | None = None
-
-    def counted(self, admission: Admission, address: str | None) -> None:
-        """It is counted there, and leaves at its end."""
-        self._admission, self._address = admission, address
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """It has ended."""
-        super().connection_lost(exc)
-        if self._admission is not None:
-            admission, self._admission = self._admission, None
-            admission.leave(self._address)

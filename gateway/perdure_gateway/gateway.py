@@ -27,6 +27,7 @@ from perdure.errors import InvalidArgument, PerdureError, RemoteError
 from perdure.ids import ObjectId, id_from_string
 from perdure.limits import Limits
 from perdure.object import namespace_of
+from perdure.stub import make_target
 from perdure_gateway.answers import Answer
 from perdure_gateway.bodies import ClientGone, read_body
 from perdure_gateway.failures import NO_TOKEN, NOT_FOUND, Failure, failure_of
@@ -34,10 +35,12 @@ from perdure_gateway.origins import check_origin
 from perdure_gateway.paths import Place, place_of, raw_path_of
 from perdure_gateway.public_calls import PublicCalls
 from perdure_gateway.tokens import TokenFile, bearer_token
+from perdure_gateway.websocket import WebSockets, refuse
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.websockets import WebSocket
 
 __all__ = ["Gateway"]
 
@@ -88,6 +91,7 @@ class Gateway:
             self.classes, allow_origins=self.allow_origins, limits=self.limits, tokens=bool(tokens)
         )
         self._client: Client | None = None
+        self._websockets: WebSockets | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connecting: asyncio.Lock | None = None
 
@@ -105,6 +109,11 @@ class Gateway:
     async def close(self) -> None:
         """Ends the connection to the cluster; a later request makes a new one."""
         client, self._client = self._client, None
+        sockets, self._websockets = self._websockets, None
+        if sockets is not None:
+            # Servers end connections before this; what their objects were not told by now, silence tells.
+            await sockets.stop(self.limits.goodbye_timeout_s)
+            sockets.close()
         if client is not None:
             await client.close()
 
@@ -130,8 +139,7 @@ class Gateway:
         elif kind == "lifespan":
             await self._serve_lifespan(receive, send)
         elif kind == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1000})
+            await self._serve_websocket(scope, receive, send)
 
     async def _serve_lifespan(self, receive: Any, send: Any) -> None:
         while True:
@@ -219,7 +227,44 @@ class Gateway:
         )
         await answer.give(reply, receive)
 
+    async def _serve_websocket(self, scope: Any, receive: Any, send: Any) -> None:
+        place = place_of(raw_path_of(scope), scope.get("root_path", ""))
+        try:
+            failure = NOT_FOUND if place is None else self.admits(scope, place.namespace)
+            if failure is not None or place is None:
+                await refuse(scope, receive, send, failure or NOT_FOUND)
+                return
+            target = make_target(place.namespace, self.key_of(place), self.timeout, {})
+            sockets = await self._open_sockets()
+        except PerdureError as error:
+            await refuse(scope, receive, send, failure_of(error))
+            return
+        await sockets.serve(target, scope, receive, send, place)
+
+    async def _open_sockets(self) -> WebSockets:
+        client = await self.client()
+        if self._websockets is None or self._websockets.client is not client:
+            self._websockets = WebSockets(
+                client, origins=self.allow_origins, is_internal=self._is_internal, limits=self.limits
+            )
+        return self._websockets
+
     # --- for front applications
+
+    async def websocket(self, ns: type | str, key: str | ObjectId, websocket: WebSocket) -> None:
+        """Hands a WebSocket on to an object, from an endpoint that has not accepted it; returns at its end.
+
+        The object's `fetch` sees the upgrade with the request's own path, and takes it by returning
+        ``self.ctx.accept_websocket(request)``; any other response, or an error, is the client's answer.
+        Raises `InvalidArgument` for what is no namespace or name.
+        """
+        target = make_target(namespace_of(ns), key, self.timeout, {})
+        try:
+            sockets = await self._open_sockets()
+        except PerdureError as error:
+            await refuse(websocket.scope, websocket.receive, websocket.send, failure_of(error))
+        else:
+            await sockets.serve(target, websocket.scope, websocket.receive, websocket.send)
 
     async def fetch(self, ns: type | str, key: str | ObjectId, request: Request) -> Response:
         """Hands a request on to an object, and gives its response, to be returned from an endpoint.

@@ -19,7 +19,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from perdure.limits import Limits
 from perdure_gateway.admission import LOOPBACK, Admission
-from perdure_gateway.connections import Connection, GuardedConfig, Rules, SocketConnection
+from perdure_gateway.connections import Connection, GuardedConfig, Rules
+from perdure_gateway.socket_connection import SocketConnection
 
 __all__ = ["HttpServer", "connections_bound"]
 
@@ -50,10 +51,10 @@ class HttpServer(uvicorn.Server):
             app,
             http=Connection,
             ws=SocketConnection,
-            ws_max_size=1024 * 1024,
+            ws_max_size=limits.socket_frame_bytes_max,
             ws_per_message_deflate=False,
-            ws_ping_interval=20.0,
-            ws_ping_timeout=20.0,
+            ws_ping_interval=limits.socket_ping_s,
+            ws_ping_timeout=limits.socket_ping_timeout_s,
             interface="asgi3",
             lifespan="auto",
             log_config=None,

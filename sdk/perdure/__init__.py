@@ -32,6 +32,7 @@ from perdure.object import DurableObject
 from perdure.remote_errors import register_exception
 from perdure.sync_client import SyncClient, connect_sync
 from perdure.web import WebReply
+from perdure.websocket import WebSocket, WebSocketResponse
 
 if TYPE_CHECKING:
     from starlette.exceptions import HTTPException as HTTPException
@@ -68,6 +69,8 @@ __all__ = [
     "UnknownMethod",
     "UnknownNamespace",
     "WebReply",
+    "WebSocket",
+    "WebSocketResponse",
     "blocking",
     "connect",
     "connect_sync",

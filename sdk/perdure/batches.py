@@ -16,7 +16,7 @@ _STAMP_SLACK_S = 0.005
 
 def cut(queue: list[Pending]) -> Iterator[tuple[list[Pending], int]]:
     """Batches of a queue that is in the order of `encoded_at`, and the bytes of their calls."""
-    size = sum([len(pending.item) for pending in queue])
+    size = sum([len(pending.tail) for pending in queue])
     if (
         size <= _LIMITS.batch_bytes_max
         and len(queue) < _LIMITS.batch_calls_max
@@ -28,12 +28,12 @@ def cut(queue: list[Pending]) -> Iterator[tuple[list[Pending], int]]:
     size = 0
     for pending in queue:
         if batch and (
-            size + len(pending.item) > _LIMITS.batch_bytes_max
+            size + len(pending.tail) > _LIMITS.batch_bytes_max
             or len(batch) >= _LIMITS.batch_calls_max - 1
             or pending.encoded_at - batch[0].encoded_at > _STAMP_SLACK_S
         ):
             yield batch, size
             batch, size = [], 0
         batch.append(pending)
-        size += len(pending.item)
+        size += len(pending.tail)
     yield batch, size

@@ -18,16 +18,14 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
-from perdure import codec, protocol
+from perdure import codec, endings, protocol
 from perdure.answers import read_refused, read_replies, read_stale
 from perdure.batches import cut
 from perdure.codec import BadMessage
 from perdure.deadlines import TICKS_PER_S, Deadlines
 from perdure.errors import (
-    DeadlineExceeded,
-    MessageTooLarge,
     NotExecuted,
     OutcomeUnknown,
     Overloaded,
@@ -39,6 +37,7 @@ from perdure.limits import Limits
 from perdure.methods import Method
 from perdure.pacing import Pacing
 from perdure.pending import Answer, Pending, end, unencodable
+from perdure.protocol import Item
 from perdure.slotmap import SlotMap
 from perdure.streams import Streams
 from perdure.stub import Target
@@ -49,7 +48,10 @@ _LIMITS = Limits()
 _GRACE_S = _LIMITS.answer_grace_s
 _OLD_TICKS = 10
 """A call is not young any more after this many ticks, 0.5 s."""
-_ID_FIELD, _TIMEOUT_FIELD = 2, 7  # positions of Item.object_id and Item.timeout_ms in a call's fields
+_CALL_HEADER = protocol.array_header(len(Item._fields))
+_TAIL_HEADER = protocol.array_header(len(Item._fields) - 1)
+_SEQUENCE_BYTES = 10  # at most, with the header of the list
+_TIMEOUT_FIELD = 6  # position of Item.timeout_ms in a call's encoding behind the sequence
 
 
 class Outgoing(Protocol):
@@ -82,7 +84,8 @@ class Caller:
         to the router, which come back unexecuted: whoever sends them says `lose_dead` after that."""
         self.same_clock = True
         """Whether the workers' clock is this one; if not, batches carry no time."""
-        self._pack = codec.make_packer()
+        self.pack = codec.make_packer()
+        """Encodes values of the types that need no check."""
         self._clock = clock
         self._pacing = Pacing(random_source)
         self._retry = retry
@@ -95,6 +98,10 @@ class Caller:
         """The last sequence at each of the last ticks: calls up to the first of them are not young."""
         self._queues: dict[int, list[Pending]] = {}
         self._queued_bytes = 0
+        self._unchecked_bytes = _LIMITS.message_bytes_max - _SEQUENCE_BYTES
+        """While no more bytes are queued every call is taken; beyond, and when closed, it is looked at."""
+        self._closed = False
+        self._disowned: str | None = None
         self._flush_wanted = False
         self._deadlines = Deadlines(clock())
         self._delayed: list[tuple[float, int]] = []
@@ -118,44 +125,54 @@ class Caller:
         client's id and a new sequence.
         """
         namespace, object_id, name, timeout_s, hashed, _ = target
-        slot_map = self.map
-        if slot_map is None:
-            worker = 0
-        else:
-            owners = slot_map.owners
-            worker = owners[hashed % len(owners)]
         context = None if chain is None and request is None else [chain, request and list(request)]
-        fields = [0, namespace, object_id, name, method, args, kwargs, int(timeout_s * 1000) or 1, context]
-        self._start(fields, worker, timeout_s, spec, answer)
+        fields = [namespace, object_id, name, method, args, kwargs, int(timeout_s * 1000) or 1, context]
+        self._encode_and_begin(target, fields, self.worker_of(hashed), spec, answer)
 
     def call_worker(
         self, worker: int, method: str, args: list[Any], timeout_s: float, answer: Answer
     ) -> None:
         """Calls one of the worker's own methods (`list`, `stats`)."""
-        fields = [0, "", b"", None, method, args, None, int(timeout_s * 1000), None]
-        self._start(fields, worker, timeout_s, None, answer)
+        fields = ["", b"", None, method, args, None, int(timeout_s * 1000), None]
+        self._encode_and_begin(Target("", b"", None, timeout_s, 0, {}), fields, worker, None, answer)
 
-    def _start(
-        self, fields: list[Any], worker: int, timeout_s: float, spec: Method | None, answer: Answer
+    def worker_of(self, hashed: int) -> int:
+        """The worker whom the current map gives an id's hash (see `Target`); 0 while there is no map."""
+        if self.map is None:
+            return 0
+        owners = self.map.owners
+        return owners[hashed % len(owners)]
+
+    def _encode_and_begin(
+        self, target: Target, fields: list[Any], worker: int, spec: Method | None, answer: Answer
     ) -> None:
-        sequence = fields[0] = self._sequence = self._sequence + 1
         try:
-            item = self._pack(fields)
-            if self._queued_bytes + len(item) > _LIMITS.message_bytes_max:
-                self._check_size(item)
-        except PerdureError as error:
-            end(answer, error)
-            return
+            tail = self.pack(fields)[1:]  # without the header of the list: the sequence comes before it
         except Exception:
             end(answer, unencodable(fields))
             return
-        now = self._clock()
-        deadline = now + timeout_s
-        pending = self.pending[sequence] = Pending(fields, item, worker, now, deadline, answer, spec)
+        pending = Pending()
+        pending.answer, pending.target, pending.method, pending.spec = answer, target, fields[3], spec
+        self.begin(pending, tail, worker, target.timeout_s)
+
+    def begin(self, pending: Pending, tail: bytes, worker: int, timeout_s: float) -> None:
+        """Starts a call that is encoded already (see `Pending.tail`).  Raises only what `disown` says."""
+        queued_bytes = self._queued_bytes + len(tail)
+        if queued_bytes > self._unchecked_bytes and (error := self._refusal(tail)) is not None:
+            end(pending.answer, error)
+            return
+        self._queued_bytes = queued_bytes
+        pending.sequence = sequence = self._sequence = self._sequence + 1
+        pending.tail = tail
+        pending.worker = worker
+        pending.epoch = pending.attempts = 0
+        pending.maybe_ran = False
+        pending.encoded_at = now = self._clock()
+        pending.deadline = deadline = now + timeout_s
+        self.pending[sequence] = pending
         bucket = int(deadline * TICKS_PER_S)
         if bucket != self._deadlines.bucket:
             self._deadlines.begin(bucket, sequence)
-        self._queued_bytes += len(item)
         queue = self._queues.get(worker)
         if queue is None:
             self._queues[worker] = [pending]
@@ -166,7 +183,7 @@ class Caller:
             self._want_flush()
 
     def _enqueue(self, pending: Pending) -> None:
-        self._queued_bytes += len(pending.item)
+        self._queued_bytes += len(pending.tail)
         self._queues.setdefault(pending.worker, []).append(pending)
         self._flush_soon()
 
@@ -175,18 +192,13 @@ class Caller:
             self._flush_wanted = True
             self._want_flush()
 
-    def _check_size(self, item: bytes) -> None:
-        if len(item) > _LIMITS.message_bytes_max:
-            raise MessageTooLarge(
-                f"the call has {len(item)} bytes encoded; the limit is {_LIMITS.message_bytes_max}",
-                size=len(item),
-                limit=_LIMITS.message_bytes_max,
-            )
-        if self._queued_bytes + len(item) > _LIMITS.client_queue_bytes_max:
-            raise Overloaded(
-                "too many bytes wait in this client for workers that do not take them",
-                limit="client_queue_bytes_max",
-            )
+    def _refusal(self, tail: bytes) -> PerdureError | None:
+        if self._disowned is not None:
+            raise RuntimeError(self._disowned)
+        if self._closed:
+            return ShardUnavailable("this client is closed; connect again for further calls")
+        head_bytes = len(_CALL_HEADER) + len(self.pack(self._sequence + 1))
+        return endings.of_size(head_bytes + len(tail), self._queued_bytes)
 
     # --- sending
 
@@ -196,15 +208,19 @@ class Caller:
         waiting = False
         slot_map = self.map
         head = self._head() if self._queues else b""
+        pack = self.pack
         for worker, queue in list(self._queues.items()):
-            if slot_map is None or worker >= len(slot_map.seats) or not slot_map.seats[worker].endpoint:
+            if slot_map is None or not slot_map.is_seated(worker):
                 continue  # a new map will bring a flush
             epoch = slot_map.seats[worker].epoch
             sent = 0
             try:
                 for batch, size in cut(queue):
-                    items = [pending.item for pending in batch]
-                    body = b"".join((protocol.array_header(len(items) + 1), head, *items))
+                    parts = [protocol.array_header(len(batch) + 1), head]
+                    for pending in batch:
+                        parts.append(_CALL_HEADER + pack(pending.sequence))
+                        parts.append(pending.tail)
+                    body = b"".join(parts)
                     stamp = int(batch[0].encoded_at * 1000) if self.same_clock else 0
                     header = protocol.header(protocol.BATCH, worker, slot_map.version, stamp)
                     if not send(worker, epoch, header, body):
@@ -231,7 +247,7 @@ class Caller:
                 floor = sequence
                 break
             stragglers.append(sequence)
-        return self._pack([self.client_id, self._flushes, self._sequence, floor, *stragglers])
+        return self.pack([self.client_id, self._flushes, self._sequence, floor, *stragglers])
 
     # --- what comes back
 
@@ -366,7 +382,7 @@ class Caller:
         # With those that wait behind them, so that calls to one object keep their order.
         workers = {pending.worker for pending in lost}
         waiting = [pending for worker in workers for pending in self._queues.pop(worker, [])]
-        self._queued_bytes -= sum([len(pending.item) for pending in waiting])
+        self._queued_bytes -= sum([len(pending.tail) for pending in waiting])
         for pending in lost:
             pending.epoch, pending.maybe_ran = 0, True
         now = self._clock()
@@ -387,9 +403,9 @@ class Caller:
             self._expire(pending)
             return
         # The encoded call with another number in it: the caller may have changed the arguments since.
-        parts = codec.split_array(pending.item)
-        parts[_TIMEOUT_FIELD] = self._pack(max(1, int(left * 1000)))
-        pending.item = b"".join((protocol.array_header(len(parts)), *parts))
+        parts = codec.split_array(_TAIL_HEADER + pending.tail)
+        parts[_TIMEOUT_FIELD] = self.pack(max(1, int(left * 1000)))
+        pending.tail = b"".join(parts)
         pending.encoded_at = now
         self._place(pending)
 
@@ -397,9 +413,8 @@ class Caller:
         if pending.answer.done():  # cancelled before it was sent: nobody waits for it
             self.pending.pop(pending.sequence, None)
             return
-        object_id = pending.fields[_ID_FIELD]
-        if self.map is not None and object_id:
-            pending.worker = self.map.worker_of(object_id)
+        if self.map is not None and pending.target.object_id:
+            pending.worker = self.map.worker_of(pending.target.object_id)
         self._enqueue(pending)
 
     def _retry_later(self, pending: Pending, at_least_s: float = 0.0) -> None:
@@ -447,41 +462,26 @@ class Caller:
     def _drop_ended(self, worker: int) -> None:
         queue = self._queues.pop(worker, [])
         kept = [pending for pending in queue if pending.sequence in self.pending]
-        self._queued_bytes -= sum([len(pending.item) for pending in queue])
-        self._queued_bytes += sum([len(pending.item) for pending in kept])
+        self._queued_bytes -= sum([len(pending.tail) for pending in queue])
+        self._queued_bytes += sum([len(pending.tail) for pending in kept])
         if kept:
             self._queues[worker] = kept
 
     def _expire(self, pending: Pending) -> None:
         self.streams.give_up(pending)
-        if pending.epoch or pending.maybe_ran:
-            error: PerdureError = OutcomeUnknown(
-                "no answer came until the deadline; the call may or may not have taken effect"
-            )
-        elif pending.attempts or self.map is None or not self._seated(pending.worker):
-            error = ShardUnavailable(
-                f"worker {pending.worker} was not available until the deadline; nothing happened"
-            )
-        else:
-            error = DeadlineExceeded("the deadline passed before the call could be sent; nothing happened")
-        self._fail(pending, error)
-
-    def _seated(self, worker: int) -> bool:
-        seats = self.map.seats if self.map is not None else ()
-        return worker < len(seats) and bool(seats[worker].endpoint)
+        seated = self.map is not None and self.map.is_seated(pending.worker)
+        self._fail(pending, endings.at_deadline(pending, seated))
 
     def close(self) -> None:
         """Ends every call, later ones too; the next `flush` is the last, and stops streams' producers."""
-        self._pack = self._refuse
+        self._closed = True
+        self._unchecked_bytes = -1
         self.streams.lose("this client was closed", stop=True)
         for pending in self.pending.values():
             answer = pending.answer
             if answer.done():
                 continue
-            if pending.epoch or pending.maybe_ran:
-                answer.set_exception(OutcomeUnknown("this client was closed before the answer came"))
-            else:
-                answer.set_exception(ShardUnavailable("this client was closed before the call was sent"))
+            answer.set_exception(endings.at_close(pending))
             # Seen: nobody may want the outcome, and asyncio reports errors that nobody looked at.
             answer.exception()
         self.pending.clear()
@@ -490,8 +490,10 @@ class Caller:
         self._deadlines.clear()
         self._delayed.clear()
 
-    def _refuse(self, _: object) -> NoReturn:
-        raise ShardUnavailable("this client is closed; connect again for further calls")
+    def disown(self, why: str) -> None:
+        """From now on `begin` raises `RuntimeError(why)`: what is noted here are another process's calls."""
+        self._disowned = why
+        self._unchecked_bytes = -1
 
     def _fail(self, pending: Pending, error: BaseException) -> None:
         if self.pending.pop(pending.sequence, None) is not None:

@@ -69,7 +69,7 @@ class Connection:
         self._monitor.read_rest()
         if not self.connected:
             raise WouldBlock("there is no connection to this peer")
-        self._channel.send(frames)
+        self._channel.send(frames, look_now=True)
 
     def read_rest(self) -> None:
         """Reads now what has arrived, without waiting for the loop's turn."""

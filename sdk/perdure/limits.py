@@ -67,6 +67,11 @@ class Limits:
     http_part_wait_s: float = 30.0
     """A body of which nothing came for this long has lost its sender: it holds its object's turn."""
 
+    websocket_client_message_bytes_max: int = 1 * MIB
+    """Largest message of a WebSocket that an object opens itself, either way."""
+    websocket_client_timeout_s: float = 10.0
+    """How long opening and closing such a socket and sending a message may take: the turn waits for it."""
+
     # --- queues
     client_queue_bytes_max: int = 64 * MIB
     """Calls that a client holds for workers that do not take them; beyond it `Overloaded` at once."""
@@ -112,6 +117,11 @@ class Limits:
     """Bytes of those replies, which each commit of the object writes again; larger ones are not kept."""
     reply_windows_max: int = 6_000
     """Clients' windows in a worker's memory that nothing needs: the others are read again when needed."""
+    reply_log_rows: int = 1_024
+    """Commit groups whose recorded replies stay in one row each: a second's at a thousand commits a second.
+    Replies are not longer on their way; of older ones, what may still be asked for is written again."""
+    reply_log_bytes_max: int = 16 * MIB
+    """The same in bytes: a start of a worker reads all of them."""
     clients_known_max: int = 10_000
     """Clients that a worker knows the open calls of; a forgotten one tells them again with its next call."""
     raw_calls_in_flight_max: int = 100_000
@@ -155,6 +165,34 @@ class Limits:
     """Calls that a client sends again in a second; what is more waits longer, so that a cluster that lost a
     worker is not hit again by everybody at once."""
 
+    # --- sockets of objects
+    socket_tags_max: int = 10
+    """Tags of one WebSocket (Cloudflare's number): they are looked up, and written with each change of it."""
+    socket_tag_chars_max: int = 256
+    """Longest tag of a WebSocket: tags are held in memory while an object looks at its sockets."""
+    socket_attachment_bytes_max: int = 16 * KIB
+    """Largest encoded attachment of a WebSocket; ten thousand of an object are read in one go."""
+    socket_protocol_chars_max: int = 256
+    """Longest subprotocol that an object may choose; it travels in a header."""
+    sockets_per_object_max: int = 10_000
+    """WebSockets of one object: all are in memory while one of them is looked at."""
+    socket_frame_bytes_max: int = 1 * MIB
+    """Largest message of a WebSocket, in and out: it is held by gateway, worker and log at the same time."""
+    socket_auto_response_chars_max: int = 2_048
+    """Longest text of an automatic response, and of what it answers (Cloudflare's number)."""
+    frames_record_entries_max: int = 4_096
+    """Different frames in one record of the log: more are cut, so that no message has too many lists."""
+    frames_unacked_bytes_max: int = 8 * MIB
+    """Frames that a worker sends a gateway beyond what that has taken; the rest stays on disk meanwhile."""
+    frames_unacked_max: int = 8_192
+    """The same in records, of which many are small; acknowledgements come after 64 of them or 20 ms."""
+    frames_log_bytes_max: int = 512 * MIB
+    """Frames that a gateway which is heard from does not take; beyond it, it is given up as lost."""
+    gateways_max: int = 256
+    """Gateways that a worker knows, lost ones included: a few, and one more with each restart of one."""
+    gateway_closes_max: int = 512
+    """Sockets of a lost gateway that are closed at a time, so that others' calls keep flowing."""
+
     # --- times
     call_timeout_s: float = 30.0
     """Deadline of a call that names none: as long as people and proxies wait."""
@@ -190,6 +228,10 @@ class Limits:
     """Ordered shutdown: how long running turns may take; what stops a service waits 10 s or more."""
     goodbye_timeout_s: float = 1.0
     """Ordered shutdown: how long peers may take to acknowledge a closing door; milliseconds are usual."""
+    gateway_lost_s: float = 5.0
+    """A gateway that says nothing to a worker for this long is lost, and its sockets are closed (1006)."""
+    gateway_lost_kept_s: float = 86_400.0
+    """A lost gateway is remembered for a day, to be told of it should it only have been asleep."""
     reply_ttl_s: float = 7_200.0
     """Recorded replies are kept this long at least: twice the longest deadline until which clients retry."""
     reply_named_ttl_s: float = 86_400.0
@@ -218,6 +260,34 @@ class Limits:
     """The same as a share of the file system, whichever is more: large disks also fill up faster."""
     disk_look_s: float = 30.0
     """The supervisor looks at the free space this often."""
+
+    # --- sockets of clients, in the gateway
+    socket_queue_bytes_max: int = 1 * MIB
+    """Messages that wait for one client that does not read; beyond it the client is closed (1013)."""
+    socket_queue_frames_max: int = 1_024
+    """The same as a number of messages: small ones cost memory of their own, and none should be too old."""
+    socket_frame_wait_s: float = 30.0
+    """How long a client's message waits for an object that is not available; then the client is closed."""
+    socket_ping_s: float = 20.0
+    """The gateway's server pings clients this often: proxies cut idle connections, and clients vanish."""
+    socket_ping_timeout_s: float = 20.0
+    """A client that has not answered by then is gone, however its connection looks."""
+    socket_close_wait_s: float = 10.0
+    """How long a client may take to read its close, and what is before it, until the connection is cut."""
+    socket_ack_s: float = 0.02
+    """Within this time a worker is told that its frames were taken, so that it can delete them."""
+    socket_ack_records: int = 64
+    """At this number of records it is told at once: what a worker keeps stays small under load too."""
+    socket_keepalive_s: float = 1.0
+    """A gateway gives workers with sockets a sign of life this often: five times until it counts as dead."""
+    socket_endings_in_flight_max: int = 256
+    """Ends of sockets that are told to objects at a time: fewer than one object's mailbox takes."""
+    socket_writes_per_tick: int = 256
+    """Clients that are written to in one loop tick, so that a broadcast to thousands holds nobody up."""
+    sockets_per_gateway_max: int = 20_000
+    """WebSockets of one gateway, whatever server it stands in: 15 KB each, and a descriptor."""
+    sockets_per_address_max: int = 1_024
+    """The same from one address, loopback exempt: one client must not take all, but many may share one."""
 
     # --- the gateway's connections
     http_connections_max: int = 20_000

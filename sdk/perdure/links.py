@@ -45,6 +45,8 @@ class DoorLinks:
         on_death: Callable[[int, int], None],
         on_drained: Callable[[], None],
     ) -> None:
+        self.on_up: Callable[[int, int], None] | None = None
+        """Told of each link once it stands and takes messages: its worker and epoch."""
         self._loop = loop
         self._context = context
         self._on_message = on_message
@@ -102,10 +104,15 @@ class DoorLinks:
                 endpoint,
                 on_message=lambda frames: self._receive(address, frames),
                 on_drained=self._on_drained,
-                on_connected=self._on_drained,
+                on_connected=lambda: self._up(address),
                 on_lost=lambda: self._lost(address),
             )
         )
+
+    def _up(self, address: tuple[int, int]) -> None:
+        if self.on_up is not None:
+            self.on_up(*address)
+        self._on_drained()
 
     def _receive(self, address: tuple[int, int], frames: list[bytes]) -> None:
         try:

@@ -159,6 +159,7 @@ class Method:
         "name",
         "plain",
         "public",
+        "quick",
         "result_exact",
         "result_identity",
         "title",
@@ -180,6 +181,10 @@ class Method:
         self.blocking, self.interleaved, self.public = marks_of(function)
         self.plain = not (self.blocking or self.is_generator)
         """Whether calling the function is all that a turn has to do: no thread, no stream."""
+        self.quick = (
+            self.plain and not self.interleaved and bool(function.__code__.co_flags & inspect.CO_COROUTINE)
+        )
+        """Whether calling it runs nothing yet: it gives a coroutine, and that is all of the turn."""
         if inspect.isgeneratorfunction(function):
             raise TypeError(
                 f"{self.title} is a plain generator, which cannot be called from outside; write "

@@ -7,7 +7,7 @@ private attribute; this module only says what they can do.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, overload
@@ -18,8 +18,9 @@ from perdure.ids import ObjectId
 from perdure.limits import Limits
 from perdure.outbox import Outbox
 from perdure.storage import ReadableStorage, Snapshot, Transaction
+from perdure.websocket import Upgradable, WebSocket, WebSocketResponse
 
-__all__ = ["Context", "DurableObject", "Storage", "namespace_of"]
+__all__ = ["Context", "DurableObject", "Storage", "WebSocketConnection", "namespace_of"]
 
 T = TypeVar("T")
 _Keys = Iterable[str]
@@ -90,6 +91,34 @@ class Storage(ReadableStorage, Protocol):
         """Waits until everything written so far is durable: a commit point within the turn."""
 
 
+class WebSocketConnection(Protocol):
+    """A WebSocket that an object has opened; see `Context.connect_websocket`.
+
+    Everything raises `websockets.exceptions.ConnectionClosed` when it is closed (its `code` and `reason` say
+    how), and `RuntimeError` outside of the turn that opened it.
+    """
+
+    @property
+    def subprotocol(self) -> str | None:
+        """What the server has chosen of the subprotocols that were offered."""
+
+    async def send(self, message: str | bytes) -> None:
+        """Sends a text or bytes; it leaves when all that the turn wrote before it is durable.
+
+        So it is a commit point.  A turn that runs again after a crash sends again.  Raises `MessageTooLarge`
+        beyond `websocket_client_message_bytes_max`, `TimeoutError` when the peer does not read.
+        """
+
+    async def recv(self, timeout: float | None = None) -> str | bytes:
+        """The next message; raises `TimeoutError` when none comes within `timeout` seconds."""
+
+    def __aiter__(self) -> AsyncIterator[str | bytes]:
+        """The messages until the peer closes in order."""
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Closes it, and waits for the peer to agree; a commit point, as `send`."""
+
+
 class Context(Protocol):
     """What an object can do beyond itself."""
 
@@ -155,6 +184,54 @@ class Context(Protocol):
         Raises `RuntimeError` in a turn that is in such a block, or waits for one, already.
         """
 
+    def accept_websocket(
+        self,
+        request: Upgradable,
+        *,
+        tags: Iterable[str] = (),
+        attachment: Any = None,
+        protocol: str | None = None,
+    ) -> WebSocketResponse:
+        """In `fetch`: takes the WebSocket that `request` asks for.  Return what it gives.
+
+        From then on the class's handlers are called for it: ``websocket_message(self, ws, message)``,
+        ``websocket_close(self, ws, code, reason, was_clean)``, ``websocket_error(self, ws, error)``.
+        `tags` (up to 10 of up to 256 characters) are for `websockets(tag)`, `attachment` is stored with the
+        socket, `protocol` is one of the subprotocols that the client offers.  When `fetch` raises, the
+        client gets an error and the object no socket; any other response refuses the socket.
+
+        Raises `InvalidArgument` for a request that asks for no socket and what the limits do not allow,
+        `Overloaded` when the object has `sockets_per_object_max` sockets.
+        """
+
+    def websockets(self, tag: str | None = None) -> list[WebSocket]:
+        """The object's open WebSockets, or those with a tag, in the order of their acceptance.
+
+        Also in `on_start`: sockets stay while the object is not in memory.
+        """
+
+    def set_websocket_auto_response(self, request: str | None, response: str | None) -> None:
+        """Has the gateway answer each text message that is `request` with `response` by itself.
+
+        That wakes no object, and no handler sees such a message.  It is for all sockets of the object, the
+        later ones too, and is stored with the turn.  ``(None, None)`` ends it.  Raises `InvalidArgument` for
+        what is no text of up to `socket_auto_response_chars_max` characters, `StorageError` outside of a
+        turn.
+        """
+
+    def connect_websocket(
+        self, url: str, *, headers: Mapping[str, str] | None = None, subprotocols: Sequence[str] = ()
+    ) -> AbstractAsyncContextManager[WebSocketConnection]:
+        """``async with self.ctx.connect_websocket("wss://...") as ws:`` is a client of a WebSocket elsewhere.
+
+        The socket belongs to the turn: it is closed at the end of the block, with 1011 when the block raises,
+        and cut at the turn's limit.  Other turns of the object wait meanwhile, unless the method is
+        `@interleaved`; to listen for longer than a turn lasts, set an alarm and open it again.  Opening it is
+        a commit point, as a call to another object is.  Raises what the `websockets` library raises
+        (`OSError`, `TimeoutError`, `websockets.exceptions.InvalidHandshake`), `InvalidArgument` for what is
+        no URL of one, and `RuntimeError` outside of a turn and in the thread of a `@blocking` method.
+        """
+
     @property
     def old_fields(self) -> dict[str, Any]:
         """In `on_migrate` only: what is stored of durable fields and does not fit the class any more.
@@ -187,6 +264,15 @@ class DurableObject:
     A method that is an async generator streams what it yields.  It is one turn: other calls wait until
     it has ended, and it waits for a slow reader.  Each `yield` is a commit point; when the reader leaves,
     the generator is closed there, or cancelled where it waits, as the object was at its last item.
+
+    Handlers that a class may define, plain or async, each a turn like any call:
+
+    - ``websocket_message(self, ws, message)``: a message (`str` or `bytes`) of a socket that the object has
+      accepted.  Those of one socket come one after the other, in order, and each takes effect once.  When
+      it raises, what it did leaves no trace, the error is logged, and the socket stays open.
+    - ``websocket_close(self, ws, code, reason, was_clean)``: the client has closed the socket or is gone
+      (1006), once.  `ctx.websockets()` has it no more; also when this raises.
+    - ``websocket_error(self, ws, error)``: something went wrong with the socket; `websocket_close` follows.
     """
 
     version: Any = 1

@@ -69,6 +69,10 @@ class SlotMap:
         owners = self.owners
         return owners[int.from_bytes(object_id[:4], "big") % len(owners)]
 
+    def is_seated(self, worker: int) -> bool:
+        """Whether there is such a worker, with a door, as far as this map knows."""
+        return worker < len(self.seats) and bool(self.seats[worker].endpoint)
+
     def with_seat(self, worker: int, seat: Seat) -> SlotMap:
         """The next version of the map, with one worker's seat replaced."""
         seats = list(self.seats)

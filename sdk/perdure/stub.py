@@ -15,14 +15,16 @@ from perdure.errors import InvalidArgument, PerdureError
 from perdure.ids import ObjectId, id_from_name, id_from_string, slot_of
 from perdure.limits import Limits
 from perdure.methods import Method, dump_call
+from perdure.pending import Pending
 from perdure.streams import Stream
 
-__all__ = ["Call", "RemoteMethod", "Sender", "Stub", "Target", "make_target"]
+__all__ = ["NEEDS_NO_CHECK", "Call", "RemoteMethod", "Sender", "Stub", "Target", "make_target"]
 
 T = TypeVar("T")
 _LIMITS = Limits()
 _HASH_SPAN = 1 << 32  # of the four bytes that decide an id's slot
-_NEEDS_NO_CHECK = SCALARS | {str}
+NEEDS_NO_CHECK = SCALARS | {str}
+"""Types of arguments that travel as they are."""
 
 
 class Target(NamedTuple):
@@ -57,25 +59,30 @@ class Sender(Protocol):
         """What the user gets for a call that cannot be sent."""
 
 
-class Call(Coroutine[Any, Any, T], Generic[T]):
+class Call(Pending, Coroutine[Any, Any, T], Generic[T]):
     """A call on its way; await it once or many times, or iterate over it if the method streams.
 
-    It is a coroutine in type, so that `asyncio.create_task` and `TaskGroup.create_task` take it.
+    It is a coroutine in type, so that `asyncio.create_task` and `TaskGroup.create_task` take it.  A client's
+    call is what its caller keeps in its books as well: one object less to make, 0.15 µs.
     """
 
     __slots__ = ("_future", "_iterator", "_stream")
 
+    _future: Any
+    _iterator: Generator[Any, Any, T]
+
     def __init__(self, future: Any) -> None:
         self._future = future
-        self._iterator: Generator[Any, Any, T] | None = None
 
     def __await__(self) -> Generator[Any, Any, T]:
         return self._future.__await__()  # type: ignore[no-any-return]
 
     def _steps(self) -> Generator[Any, Any, T]:
-        if self._iterator is None:
+        try:
+            return self._iterator
+        except AttributeError:
             self._iterator = _iterate(self._future)
-        return self._iterator
+            return self._iterator
 
     def send(self, value: Any) -> Any:
         """One step, for a Task that drives this call."""
@@ -83,13 +90,13 @@ class Call(Coroutine[Any, Any, T], Generic[T]):
 
     def throw(self, *error: Any) -> Any:
         """Raises inside the waiting, for a Task that is cancelled."""
-        if self._iterator is None:  # cancelled before it began: nobody will look at the outcome
+        if not hasattr(self, "_iterator"):  # cancelled before it began: nobody will look at the outcome
             self._future.cancel()
         return self._steps().throw(*error)
 
     def close(self) -> None:
         """Stops waiting; the call itself goes on."""
-        if self._iterator is not None:
+        if hasattr(self, "_iterator"):
             self._iterator.close()
 
     def __aiter__(self) -> Stream[Any]:
@@ -116,18 +123,19 @@ def _iterate(future: Any) -> Generator[Any, Any, Any]:
 class RemoteMethod:
     """One method of a stub."""
 
-    __slots__ = ("_method", "_sender", "_spec", "_start", "_target")
+    __slots__ = ("_method", "_sender", "_spec", "_start", "_target", "streams")
 
     def __init__(self, target: Target, method: str, sender: Sender) -> None:
         self._target = target
         self._method = method
         self._sender = sender
         self._spec = spec = target.methods.get(method)
-        self._start = sender.start_stream if spec is not None and spec.is_generator else sender.start
+        self.streams = spec is not None and spec.is_generator
+        self._start = sender.start_stream if self.streams else sender.start
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for value in args:
-            if type(value) not in _NEEDS_NO_CHECK:
+            if type(value) not in NEEDS_NO_CHECK:
                 return self._call_checked(args, kwargs)
         if kwargs:
             return self._call_checked(args, kwargs)
@@ -151,7 +159,9 @@ class Stub:
     _perdure_sender: Sender
 
     def __init__(self, target: Target, sender: Sender) -> None:
-        self.__dict__.update(_perdure_target=target, _perdure_sender=sender)
+        # Not through __dict__: asking for it makes one, 300 bytes a stub, and a call looks it up, 0.1 µs.
+        object.__setattr__(self, "_perdure_target", target)
+        object.__setattr__(self, "_perdure_sender", sender)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{name!r} cannot be set through a stub: only the object's methods change it")
@@ -159,14 +169,15 @@ class Stub:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(f"{name!r} cannot be called on an object: only public methods can")
-        method: Callable[..., Any]
         if name == "fetch":  # a handler's name, so no method can have it
-            method = partial(self._perdure_sender.fetch, self._perdure_target)
-        else:
-            method = RemoteMethod(self._perdure_target, name, self._perdure_sender)
+            return partial(self._perdure_sender.fetch, self._perdure_target)
+        method = self._perdure_bind(name)
         # Found in the instance from now on: an attribute look-up instead of this call (about 1 µs less).
-        self.__dict__[name] = method
+        object.__setattr__(self, name, method)
         return method
+
+    def _perdure_bind(self, name: str) -> Callable[..., Any]:
+        return RemoteMethod(self._perdure_target, name, self._perdure_sender)
 
     def __repr__(self) -> str:
         target = self._perdure_target

@@ -17,15 +17,14 @@ from typing import Any, Self, TypeVar
 
 import uvloop
 
-from perdure import ids
 from perdure.client import Client, connect
+from perdure.client_ids import ClientIds
 from perdure.errors import OutcomeUnknown, PerdureError, ShardUnavailable
 from perdure.ids import ObjectId
 from perdure.limits import Limits
 from perdure.listing import Listing
 from perdure.methods import Method
 from perdure.named import NamedRequests, Request
-from perdure.object import namespace_of
 from perdure.slotmap import SlotMap
 from perdure.streams import StreamingMethod
 from perdure.stub import Stub, Target
@@ -49,7 +48,7 @@ def connect_sync(
     return SyncClient(connect(url, direct=direct, retry=retry, timeout=timeout))
 
 
-class SyncClient:
+class SyncClient(ClientIds):
     """A connection to one cluster, for any number of threads."""
 
     def __init__(self, client: Client) -> None:
@@ -104,18 +103,6 @@ class SyncClient:
         """A stub of the object `key` of a class or namespace; see `Client.get`."""
         sender = self if request_id is None else NamedRequests(request_id, self)
         return Stub(self._client.target(cls, key, timeout), sender)
-
-    def id_from_name(self, ns: type | str, name: str) -> ObjectId:
-        """The id of the object of that name."""
-        return ids.id_from_name(namespace_of(ns), name)
-
-    def new_unique_id(self, ns: type | str) -> ObjectId:
-        """A fresh random id; the object exists once it has written something."""
-        return ids.new_unique_id(namespace_of(ns))
-
-    def id_from_string(self, ns: type | str, hex: str) -> ObjectId:
-        """The id from its 64 hex digits; raises `InvalidArgument` for anything else."""
-        return ids.id_from_string(namespace_of(ns), hex)
 
     def list(
         self, ns: type | str, *, prefix: str = "", limit: int = 1_000, cursor: str | None = None

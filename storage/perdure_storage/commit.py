@@ -84,17 +84,17 @@ class GroupCommit:
     __slots__ = (
         "_batch",
         "_batch_delete",
-        "_batch_put",
         "_closed_bytes",
         "_group_bytes_max",
         "_new_batch",
-        "_open_bytes",
         "_sealed",
         "_sequence_before",
+        "batch_put",
         "durable",
         "group",
         "in_flight",
         "on_seal",
+        "open_bytes",
     )
 
     def __init__(self, new_batch: Callable[[], Batch], *, sequence: int, group_bytes_max: int) -> None:
@@ -108,8 +108,9 @@ class GroupCommit:
         self._sequence_before = sequence
         self._group_bytes_max = group_bytes_max
         self._new_batch = new_batch
-        # Bound once per group: `put` runs for every row of every turn.
-        self._batch_put: Callable[[bytes, bytes], None]
+        # Bound once per group: `put` runs for every row of every turn.  Who does without its frame (0.06 µs)
+        # calls `batch_put` and adds the sizes of key and value to `open_bytes`.
+        self.batch_put: Callable[[bytes, bytes], None]
         self._batch_delete: Callable[[bytes], None]
         self._open_batch()
 
@@ -121,29 +122,29 @@ class GroupCommit:
     @property
     def dirty(self) -> bool:
         """Whether the open group holds something."""
-        return self._open_bytes > 0
+        return self.open_bytes > 0
 
     @property
     def uncommitted_bytes(self) -> int:
         """Keys and values that are not durable yet."""
-        return self._closed_bytes + self._open_bytes
+        return self._closed_bytes + self.open_bytes
 
     def put(self, key: bytes, value: bytes) -> None:
         """Adds a write to the open group."""
-        self._batch_put(key, value)
-        self._open_bytes += len(key) + len(value)
+        self.batch_put(key, value)
+        self.open_bytes += len(key) + len(value)
 
     def delete(self, key: bytes) -> None:
         """Adds a removal to the open group."""
         self._batch_delete(key)
-        self._open_bytes += len(key)
+        self.open_bytes += len(key)
 
     def flush(self) -> SealedGroup | None:
         """End of a tick: seals the open group if it can be written now or is large enough.
 
         Returns the group to write now, if none is in flight.
         """
-        if self._open_bytes and (self.in_flight is None or self._open_bytes >= self._group_bytes_max):
+        if self.open_bytes and (self.in_flight is None or self.open_bytes >= self._group_bytes_max):
             self._seal()
         return self._take()
 
@@ -158,13 +159,13 @@ class GroupCommit:
         self.in_flight = None
         self.durable = group
         self._closed_bytes -= done.size
-        if self._open_bytes and not self._sealed:
+        if self.open_bytes and not self._sealed:
             self._seal()
         return self._take()
 
     def close(self) -> None:
         """Writes from now on are an error instead of being lost."""
-        self._batch_put = self._batch_delete = _refuse_write
+        self.batch_put = self._batch_delete = _refuse_write
 
     def validate(self) -> None:
         """Raises AssertionError when the groups are not numbered without gaps, or the bytes do not add up."""
@@ -177,9 +178,9 @@ class GroupCommit:
     def _seal(self) -> None:
         if self.on_seal is not None:
             self.on_seal()
-        self._batch_put(SEQUENCE_KEY, seal_number(SEQUENCE_KEY, self._sequence_before + self.group))
-        self._sealed.append(SealedGroup(self.group, self._batch, self._open_bytes))
-        self._closed_bytes += self._open_bytes
+        self.batch_put(SEQUENCE_KEY, seal_number(SEQUENCE_KEY, self._sequence_before + self.group))
+        self._sealed.append(SealedGroup(self.group, self._batch, self.open_bytes))
+        self._closed_bytes += self.open_bytes
         self.group += 1
         self._open_batch()
 
@@ -191,9 +192,9 @@ class GroupCommit:
 
     def _open_batch(self) -> None:
         self._batch = self._new_batch()
-        self._batch_put = self._batch.put
+        self.batch_put = self._batch.put
         self._batch_delete = self._batch.delete
-        self._open_bytes = 0
+        self.open_bytes = 0
 
 
 def _refuse_write(*_: bytes) -> NoReturn:

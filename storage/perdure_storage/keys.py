@@ -10,13 +10,21 @@ The first byte is the region:
 
     0x00  shard's own rows      0x00 name
                                 0x00 | "suspect" | id 32        (who has ended its worker)
+                                0x00 | "replies" | place u16    (the log of recorded replies, reply_log.py)
+                                0x00 | "client" | client id 16  (what a client has told)
     0x01  object rows           0x01 | slot u16 | ns length u8 | ns | id 32 bytes | kind u8 | key
     0x02  names index           0x02 | ns length u8 | ns | 0x00 | id 32 bytes      (unique objects)
                                 0x02 | ns length u8 | ns | 0x01 | name in UTF-8    (named objects)
     0x03  due index             0x03 | time u64 | kind u8 | slot u16 | ns length u8 | ns | id 32 bytes | key
+    0x04  sockets by gateway    0x04 | gateway id 16 | slot u16 | ns length u8 | ns | id 32 bytes | number u64
+    0x05  frames for gateways   0x05 | gateway id 16 | epoch u32 | counter u64
 
 A row of the due index says when something is to be done for the object row of the same slot, namespace,
 id, kind and key (an alarm, a send): the soonest of all objects of a worker come first.
+
+The key of a socket is its gateway's id and its number there. Each has a row of its object (kind SOCKET) and
+one by gateway, so that all of a gateway that is lost are found. What objects have sent to the sockets of a
+gateway, and it has not taken, stands in the order in which it was committed.
 
 Numbers are big-endian, so that their order is the order of their bytes. Only the last part of a row has
 a free length, hence nothing needs a terminator or an escape.
@@ -28,14 +36,18 @@ from typing import Final, NamedTuple
 
 __all__ = [
     "ALARM",
+    "CLIENT_PREFIX",
     "DUE_REGION",
     "EPOCH_KEY",
     "FIELD",
     "FORMAT_KEY",
+    "FRAMES_REGION",
+    "GATEWAY_ID_BYTES",
     "META",
     "NAMES_REGION",
     "OBJECTS_REGION",
     "OUTBOX",
+    "REPLIES_PREFIX",
     "REPLY",
     "RESERVED_REGION",
     "SENDS_KEY",
@@ -43,14 +55,20 @@ __all__ = [
     "SHARD_REGION",
     "SLOTS_MAX",
     "SOCKET",
+    "SOCKETS_REGION",
+    "SOCKET_KEY_BYTES",
     "SUSPECT_PREFIX",
     "VALUE",
     "DueRow",
     "NamesRow",
     "ObjectRow",
+    "SocketRow",
     "due_at_ms",
     "due_key",
     "due_key_of",
+    "frames_key",
+    "frames_position",
+    "frames_prefix",
     "names_key",
     "names_prefix",
     "names_value",
@@ -59,15 +77,21 @@ __all__ = [
     "parse_names_row",
     "parse_names_value",
     "parse_object_row",
+    "parse_socket_row",
     "prefix_end",
     "slot_bounds",
+    "slot_of_prefix",
+    "socket_index_key",
+    "sockets_prefix",
 ]
 
 SHARD_REGION: Final = b"\x00"
 OBJECTS_REGION: Final = b"\x01"
 NAMES_REGION: Final = b"\x02"
 DUE_REGION: Final = b"\x03"
-RESERVED_REGION: Final = b"\x04"
+SOCKETS_REGION: Final = b"\x04"
+FRAMES_REGION: Final = b"\x05"
+RESERVED_REGION: Final = b"\x06"
 """First region that this version does not write; rows at or above it belong to a newer one."""
 
 FORMAT_KEY: Final = SHARD_REGION + b"format"
@@ -75,6 +99,8 @@ EPOCH_KEY: Final = SHARD_REGION + b"epoch"
 SEQUENCE_KEY: Final = SHARD_REGION + b"seq"
 SUSPECT_PREFIX: Final = SHARD_REGION + b"suspect"
 """Before the id of an object that has ended its worker."""
+REPLIES_PREFIX: Final = SHARD_REGION + b"replies"
+CLIENT_PREFIX: Final = SHARD_REGION + b"client"
 SENDS_KEY: Final = SHARD_REGION + b"sends"
 """A sequence that no durable send of this store has reached."""
 
@@ -90,8 +116,11 @@ REPLY: Final = b"\x04"
 OUTBOX: Final = b"\x05"
 """One durable send; the key is its lane, half of its target's id, and its sequence (docs/DATA.md)."""
 SOCKET: Final = b"\x06"
+"""One WebSocket; the key is the socket's. Under the empty key: the object's automatic response."""
 
 ID_BYTES: Final = 32
+GATEWAY_ID_BYTES: Final = 16
+SOCKET_KEY_BYTES: Final = GATEWAY_ID_BYTES + 8
 SLOTS_MAX: Final = 1 << 16
 _NAMESPACE_BYTES_MAX: Final = 255
 _TIME_BYTES: Final = 8
@@ -120,6 +149,26 @@ class DueRow(NamedTuple):
     namespace: str
     object_id: bytes
     key: bytes
+
+
+class SocketRow(NamedTuple):
+    """What the key of a row of the sockets by gateway says: which object has that socket."""
+
+    gateway: bytes
+    slot: int
+    namespace: str
+    object_id: bytes
+    number: int
+
+    @property
+    def socket(self) -> bytes:
+        """The socket's key."""
+        return self.gateway + self.number.to_bytes(8, "big")
+
+    @property
+    def object_row(self) -> bytes:
+        """Key of the object's own row of the socket."""
+        return object_prefix(self.slot, self.namespace, self.object_id) + SOCKET + self.socket
 
 
 class NamesRow(NamedTuple):
@@ -155,6 +204,11 @@ def parse_object_row(row: bytes) -> ObjectRow:
         kind=row[kind_at : kind_at + 1],
         key=row[kind_at + 1 :],
     )
+
+
+def slot_of_prefix(prefix: bytes) -> int:
+    """The slot of what `object_prefix` made."""
+    return int.from_bytes(prefix[1:3], "big")
 
 
 def slot_bounds(slots: range) -> tuple[bytes, bytes]:
@@ -237,6 +291,55 @@ def parse_due_row(row: bytes) -> DueRow:
         object_id=row[ns_end:key_at],
         key=row[key_at:],
     )
+
+
+def sockets_prefix(gateway: bytes) -> bytes:
+    """Start of the rows of all sockets of a gateway; ValueError for an id that has not 16 bytes."""
+    if len(gateway) != GATEWAY_ID_BYTES:
+        raise ValueError(f"a gateway's id has {GATEWAY_ID_BYTES} bytes, not {len(gateway)}")
+    return SOCKETS_REGION + gateway
+
+
+def socket_index_key(socket: bytes, prefix: bytes) -> bytes:
+    """Key of a socket among those of its gateway; `prefix` is its object's, what it holds is empty."""
+    return sockets_prefix(socket[:GATEWAY_ID_BYTES]) + prefix[1:] + socket[GATEWAY_ID_BYTES:]
+
+
+def parse_socket_row(row: bytes) -> SocketRow:
+    """The parts of the key of a row of the sockets by gateway; ValueError when `row` is not one."""
+    slot_at = 1 + GATEWAY_ID_BYTES
+    ns_at = slot_at + 3
+    ns_end = ns_at + row[ns_at - 1] if len(row) >= ns_at else 0
+    number_at = ns_end + ID_BYTES
+    if not row.startswith(SOCKETS_REGION) or ns_end == 0 or len(row) != number_at + 8:
+        raise ValueError(f"not the key of a socket of a gateway: {row[:80].hex()}")
+    return SocketRow(
+        gateway=row[1:slot_at],
+        slot=int.from_bytes(row[slot_at : slot_at + 2], "big"),
+        namespace=row[ns_at:ns_end].decode(),
+        object_id=row[ns_end:number_at],
+        number=int.from_bytes(row[number_at:], "big"),
+    )
+
+
+def frames_prefix(gateway: bytes) -> bytes:
+    """Start of the rows of all frames for a gateway; ValueError for an id that has not 16 bytes."""
+    if len(gateway) != GATEWAY_ID_BYTES:
+        raise ValueError(f"a gateway's id has {GATEWAY_ID_BYTES} bytes, not {len(gateway)}")
+    return FRAMES_REGION + gateway
+
+
+def frames_key(gateway: bytes, epoch: int, counter: int) -> bytes:
+    """Key of a record of frames; that of epoch 0 and counter 0 says that the gateway was lost."""
+    return frames_prefix(gateway) + epoch.to_bytes(4, "big") + counter.to_bytes(8, "big")
+
+
+def frames_position(row: bytes) -> tuple[int, int]:
+    """``(epoch, counter)`` of the key of a record of frames; ValueError when `row` is not one."""
+    at = 1 + GATEWAY_ID_BYTES
+    if not row.startswith(FRAMES_REGION) or len(row) != at + 12:
+        raise ValueError(f"not the key of frames for a gateway: {row[:80].hex()}")
+    return int.from_bytes(row[at : at + 4], "big"), int.from_bytes(row[at + 4 :], "big")
 
 
 def prefix_end(prefix: bytes) -> bytes:

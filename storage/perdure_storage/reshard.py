@@ -3,6 +3,9 @@
 Guarantees:
 
 - Every row of a slot is in the store of the slot's owner when `reshard` returns, and in no other.
+- What recorded replies a slot's objects have given is known to the slot's owner (`reply_log`).
+- What a store that loses slots holds of frames for gateways is dropped: gateways stop with their workers, and
+  their clients with them. One that runs elsewhere and lives on loses what it had not taken yet.
 - The switch from the old placement to the new one is a single step of the caller's (`commit_placement`).
   It comes after all copies were read back from disk and compared, and before any row is removed.
 - A crash at any instant loses nothing and leaves nothing stale in use, provided that `reshard` is called
@@ -19,6 +22,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -30,15 +34,19 @@ from perdure.errors import StorageError
 from perdure_storage.engine import Batch, Engine
 from perdure_storage.keys import (
     DUE_REGION,
+    FRAMES_REGION,
     NAMES_REGION,
     RESERVED_REGION,
+    SOCKETS_REGION,
     parse_due_row,
     parse_names_value,
+    parse_socket_row,
     prefix_end,
     slot_bounds,
 )
 from perdure_storage.leveldb import WRITE_BUFFER_BYTES, LevelDBEngine
 from perdure_storage.records import unseal
+from perdure_storage.reply_log import fold, lacks_clients, merge_clients
 from perdure_storage.shard import is_provisioned, open_offline, provision, sync_directory
 
 __all__ = ["Move", "plan_moves", "reshard"]
@@ -121,12 +129,19 @@ def _move_rows(
     for worker in range(len(old), len(new)):
         stores.provision(worker)
     copied = {move: _copy(move, stores) for move in moves}
+    _tell_of_replies(moves, stores)
     stores.close()  # what is compared is read from the files, not from memory
     for move, digest in copied.items():
         _compare(move, digest, stores)
+        if lacks_clients(stores.store(move.source), stores.store(move.destination), move.slots):
+            raise StorageError(
+                f"the copy of recorded replies in shard {move.destination} is not complete; no slot has "
+                "changed its owner: check disk and memory of this machine, then start again"
+            )
     commit_placement()
     for move in moves:
         _delete(stores.store(move.source), move.slots)
+        _drop_frames(stores.store(move.source))
     stores.close()
     _remove_journal(journal)
 
@@ -184,7 +199,7 @@ class _Stores:
 
 
 def _rows_of(store: Engine, slots: range) -> Generator[tuple[bytes, bytes], None, None]:
-    """Every row that belongs to `slots`: the objects', their names', what is due for them.
+    """Every row that belongs to `slots`: the objects', their names', what is due for them, their sockets'.
 
     A damaged one is an error.
     """
@@ -201,6 +216,11 @@ def _rows_of(store: Engine, slots: range) -> Generator[tuple[bytes, bytes], None
         for key, record in rows:
             unseal(key, record)
             if parse_due_row(key).slot in slots:
+                yield key, record
+    with store.scan(SOCKETS_REGION, prefix_end(SOCKETS_REGION)) as rows:
+        for key, record in rows:
+            unseal(key, record)
+            if parse_socket_row(key).slot in slots:
                 yield key, record
 
 
@@ -228,11 +248,35 @@ def _compare(move: Move, expected: Digest, stores: _Stores) -> None:
         )
 
 
+def _tell_of_replies(moves: Sequence[Move], stores: _Stores) -> None:
+    for move in moves:
+        fold(stores.store(move.source), int(time.time()))
+    for _ in moves:  # a source may be the destination of another move, and learn by it
+        for move in moves:
+            source, destination = stores.store(move.source), stores.store(move.destination)
+            if lacks_clients(source, destination, move.slots):
+                merge_clients(source, destination, move.slots)
+
+
 def _delete(store: Engine, slots: range) -> None:
     def add(batch: Batch, row: tuple[bytes, bytes]) -> None:
         batch.delete(row[0])
 
     _write_bounded(store, _rows_of(store, slots), add)
+
+
+def _drop_frames(store: Engine) -> None:
+    """Removes what gateways have not taken from a store that has lost slots.
+
+    Behind what the slots' new owner sends it would come out of order, and a store without slots has no
+    worker that could send it.
+    """
+
+    def add(batch: Batch, row: tuple[bytes, bytes]) -> None:
+        batch.delete(row[0])
+
+    with store.scan(FRAMES_REGION, prefix_end(FRAMES_REGION)) as frames:
+        _write_bounded(store, frames, add)
 
 
 def _write_bounded(
@@ -264,6 +308,8 @@ def _remove_leftovers(unfinished: tuple[Ranges, Ranges], in_effect: Ranges, stor
         worker = move.destination if in_effect == old else move.source
         if stores.exists(worker):
             _delete(stores.store(worker), move.slots)
+            if in_effect == new:
+                _drop_frames(stores.store(worker))
 
 
 # --- the journal and the disk

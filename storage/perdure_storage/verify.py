@@ -57,6 +57,8 @@ def check_rows(engine: Engine, slots: range, slot_count: int) -> RowsReport:
         _check_slot(engine, report, slot, slot_count)
     _check_names(engine, report)
     _check_due(engine, report)
+    _check_sockets(engine, report)
+    _check_frames(engine, report)
     for key, _ in _rows(engine, report, keys.RESERVED_REGION, b"\xff", "the last rows"):
         report.add(f"row {key[:80].hex()} is of a region that this version does not know")
     return report
@@ -112,6 +114,8 @@ def _check_slot(engine: Engine, report: RowsReport, slot: int, slot_count: int) 
             _check_meta(engine, report, row, payload)
         elif row.kind == keys.ALARM and row.key and payload is not None:
             _check_alarm(engine, report, key, payload)
+        elif row.kind == keys.SOCKET and row.key:
+            _check_socket(engine, report, key, row)
 
 
 def _check_meta(engine: Engine, report: RowsReport, row: keys.ObjectRow, payload: bytes) -> None:
@@ -164,9 +168,47 @@ def _check_alarm(engine: Engine, report: RowsReport, key: bytes, payload: bytes)
         report.add(f"alarm {key[:80].hex()} is missing in the due index")
 
 
+def _check_socket(engine: Engine, report: RowsReport, key: bytes, row: keys.ObjectRow) -> None:
+    """It stands among the sockets of its gateway; without that it would outlive it."""
+    prefix = keys.object_prefix(row.slot, row.namespace, row.object_id)
+    if len(row.key) != keys.SOCKET_KEY_BYTES:
+        report.add(f"socket {key[:80].hex()} has no key of a socket")
+        return
+    with suppress(StorageError):  # an unreadable row is told of where that region is read
+        if engine.get(keys.socket_index_key(row.key, prefix)) is None:
+            report.add(f"socket {key[:80].hex()} is missing among those of its gateway")
+
+
+def _check_sockets(engine: Engine, report: RowsReport) -> None:
+    """Every row of the sockets by gateway stands for a socket of an object."""
+    stop = keys.prefix_end(keys.SOCKETS_REGION)
+    for key, record in _rows(engine, report, keys.SOCKETS_REGION, stop, "the sockets by gateway"):
+        if _payload(report, key, record) is None:
+            continue
+        try:
+            if engine.get(keys.parse_socket_row(key).object_row) is None:
+                report.add(f"the sockets by gateway have {key[:80].hex()}, which is not stored")
+        except ValueError as error:
+            report.add(str(error))
+        except StorageError:
+            continue  # the object's own row is damaged, which is told of already
+
+
+def _check_frames(engine: Engine, report: RowsReport) -> None:
+    """Frames for gateways can be read, and have their place."""
+    stop = keys.prefix_end(keys.FRAMES_REGION)
+    for key, record in _rows(engine, report, keys.FRAMES_REGION, stop, "the frames for gateways"):
+        _payload(report, key, record)
+        try:
+            keys.frames_position(key)
+        except ValueError as error:
+            report.add(str(error))
+
+
 def _check_due(engine: Engine, report: RowsReport) -> None:
     """Every row of the due index stands for a row of an object."""
-    for key, record in _rows(engine, report, keys.DUE_REGION, keys.RESERVED_REGION, "the due index"):
+    stop = keys.prefix_end(keys.DUE_REGION)
+    for key, record in _rows(engine, report, keys.DUE_REGION, stop, "the due index"):
         if _payload(report, key, record) is None:
             continue
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from perdure import logs
 from perdure_cli.errors import CannotRun
 from perdure_cli.events import Role
+from perdure_cli.restarts import RestartTiming
 from perdure_cli.supervision import Timing
 from perdure_cli.supervisor import RunConfig, run
 
@@ -17,7 +18,8 @@ CHILD = str(Path(__file__).with_name("fake_child.py"))
 
 def main() -> int:
     options = json.loads(sys.argv[1])
-    timing = Timing(**options.pop("timing", {}))
+    times = options.pop("timing", {})
+    timing = Timing(**{**times, "restarts": RestartTiming(**times.get("restarts", {}))})
     options.pop("stage")
     break_at_epoch = options.pop("break_at_epoch", None)
     config = RunConfig(

@@ -15,9 +15,12 @@ import pytest
 from perdure.exits import WorkerExit
 from perdure_cli.errors import RunExit
 
-from .cluster import DEADLINE_S, HERE, Cluster, free_port, is_alive, wait_for
+from .cluster import DEADLINE_S, HERE, Cluster, Entry, free_port, is_alive, wait_for
 
 pytestmark = pytest.mark.processes
+
+START_TIMEOUT_S = 3.0
+"""Ten times what a start takes; with 1 s also the successor was late on a busy machine, again and again."""
 
 
 def endpoints_at(cluster: Cluster, child: str) -> list[str]:
@@ -28,10 +31,18 @@ def endpoints_at(cluster: Cluster, child: str) -> list[str]:
 
 def wait_until_routed(cluster: Cluster, child: str, epoch: int) -> None:
     """Until the router was told of this incarnation's door."""
-    index = int(child.rpartition("-")[2])
+    door = f"/w{child.rpartition('-')[2]}.e{epoch}"
     wait_for(
         f"the router knows {child} of epoch {epoch}",
-        lambda: endpoints_at(cluster, "router")[index].endswith(f"/w{index}.e{epoch}"),
+        lambda: any(endpoint.endswith(door) for endpoint in endpoints_at(cluster, "router")),
+    )
+
+
+def wait_until_reachable(cluster: Cluster, *workers: bool) -> None:
+    """Until the router was told of a door of these workers, and of none of the others."""
+    wait_for(
+        f"the router knows doors: {workers}",
+        lambda: tuple(map(bool, endpoints_at(cluster, "router"))) == workers,
     )
 
 
@@ -42,6 +53,7 @@ def test_a_killed_worker_comes_back_at_once_with_a_higher_epoch_that_was_on_disk
     cluster: Cluster,
 ) -> None:
     cluster.start()
+    back_after = []
     for epoch in range(1, 6):
         victim = cluster.latest("worker-0")
         wait_until_routed(cluster, "worker-0", epoch)
@@ -49,12 +61,20 @@ def test_a_killed_worker_comes_back_at_once_with_a_higher_epoch_that_was_on_disk
         os.kill(victim["pid"], signal.SIGKILL)
         successor = cluster.wait_for_entry("started", "worker-0", epoch=epoch + 1)
         assert successor["persisted_epoch"] == successor["epoch"]
-        # Nearly all of it is the start of an interpreter; the worker itself has 2 s to serve again.
-        assert successor["t"] - killed_at < 1.0
+        back_after.append(successor["t"] - killed_at)
+    # Nearly all of it is the start of an interpreter; a pause would be 1 s at the third death, then more. The
+    # best of these three says whether there is one on a busy machine too.
+    assert min(back_after[2:]) < 1.0, back_after
     assert len(cluster.journal("started", "worker-1")) == 1
     assert len(cluster.journal("started", "router")) == 1
 
 
+def maps_without_door(cluster: Cluster, epoch: int) -> list[Entry]:
+    """What the router was told of the end of that incarnation of worker-1."""
+    return [e for e in cluster.journal("map", "router") if e["map"]["workers"][1] == [epoch, ""]]
+
+
+@pytest.mark.alone
 def test_the_router_hears_of_a_death_within_milliseconds_and_before_the_successor_starts(
     cluster: Cluster,
 ) -> None:
@@ -65,7 +85,7 @@ def test_the_router_hears_of_a_death_within_milliseconds_and_before_the_successo
         killed_at = time.monotonic()
         os.kill(cluster.latest("worker-1")["pid"], signal.SIGKILL)
         successor = cluster.wait_for_entry("started", "worker-1", epoch=epoch + 1)
-        news = next(e for e in cluster.journal("map", "router") if e["map"]["workers"][1] == [epoch, ""])
+        (news, *_) = wait_for("the router hears of it", lambda epoch=epoch: maps_without_door(cluster, epoch))
         assert news["t"] < successor["t"]
         heard_after.append(news["t"] - killed_at)
     # 2 to 10 ms on an idle machine; the best of five says what the mechanism takes on a busy one.
@@ -95,8 +115,7 @@ def test_a_worker_that_fails_at_its_start_is_retried_with_pauses_while_the_other
     cluster.order("worker-0", exit_before_ready=9)
     cluster.start(wait=False)
     cluster.wait_for_entry("exit", "worker-0", epoch=3)
-    assert cluster.wait_for_entry("map", "router")
-    assert [bool(endpoint) for endpoint in endpoints_at(cluster, "router")] == [False, True]
+    wait_until_reachable(cluster, False, True)
     cluster.order("worker-0")
     wait_for("the cluster is ready", cluster.is_ready)
     ends = [entry["t"] for entry in cluster.journal("exit", "worker-0")]
@@ -123,7 +142,7 @@ def test_stopped_processes_are_killed_and_replaced_within_five_seconds(cluster: 
 
 def test_a_process_that_never_becomes_ready_is_replaced(cluster: Cluster) -> None:
     cluster.order("worker-1", never_ready=True)
-    cluster.start(wait=False, timing={"start_timeout_s": 1.0})
+    cluster.start(wait=False, timing={"start_timeout_s": START_TIMEOUT_S})
     hung = cluster.wait_for_entry("started", "worker-1", epoch=1)
     cluster.order("worker-1")
     wait_for("the cluster is ready", cluster.is_ready)
@@ -132,13 +151,13 @@ def test_a_process_that_never_becomes_ready_is_replaced(cluster: Cluster) -> Non
 
 def test_a_kill_is_logged_with_its_reason(cluster: Cluster) -> None:
     cluster.order("worker-1", never_ready=True)
-    cluster.start(wait=False, timing={"start_timeout_s": 1.0, "heartbeat_lost_s": 1.25})
+    cluster.start(wait=False, timing={"start_timeout_s": START_TIMEOUT_S, "heartbeat_lost_s": 1.25})
     # Not when the worker says so: stopped before the supervisor has read it, it would never have been ready.
     wait_for("worker-0 is ready", lambda: "worker-0 is ready" in cluster.log_text())
     os.kill(cluster.latest("worker-0")["pid"], signal.SIGSTOP)
     for reason in (
         "worker-0 is killed: no heartbeat for 1.25 s: a method computes for too long (use @blocking)",
-        "worker-1 is killed: not ready after 1 s: does the module wait for something while it loads?",
+        "worker-1 is killed: not ready after 3 s: does the module wait for something while it loads?",
     ):
         wait_for(reason, lambda reason=reason: reason in cluster.log_text())
 
@@ -309,6 +328,8 @@ def test_children_die_with_a_killed_supervisor_and_the_next_one_starts_above_the
 ) -> None:
     supervisor = cluster.start()
     orphans = [entry["pid"] for entry in cluster.journal("started")]
+    wait_until_routed(cluster, "worker-0", 1)
+    wait_until_routed(cluster, "worker-1", 1)
     supervisor.kill()
     supervisor.wait(DEADLINE_S)
     wait_for("the children are gone", lambda: not any(map(is_alive, orphans)))
@@ -329,7 +350,7 @@ def test_no_worker_is_started_with_an_epoch_that_could_not_be_written(cluster: C
     os.kill(cluster.latest("worker-0")["pid"], signal.SIGKILL)
     wait_for("a start is given up", lambda: "worker-0 could not be started" in cluster.log_text())
     assert len(cluster.journal("started", "worker-0")) == 1
-    assert endpoints_at(cluster, "router")[0] == ""
+    wait_until_reachable(cluster, False, True)
     in_the_way.rmdir()
     wait_for("it starts when the disk is well", lambda: len(cluster.journal("started", "worker-0")) == 2)
     successor = cluster.latest("worker-0")
@@ -368,6 +389,8 @@ def test_a_child_that_connects_anew_is_sent_the_map_again(cluster: Cluster) -> N
     before = len(cluster.journal("map", "worker-0"))
     cluster.allow("reconnect")
     wait_for("another map", lambda: len(cluster.journal("map", "worker-0")) > before)
+    assert all(endpoints_at(cluster, "worker-0"))
+    wait_until_routed(cluster, "worker-0", 1)
     assert endpoints_at(cluster, "worker-0") == endpoints_at(cluster, "router")
 
 

@@ -54,7 +54,7 @@ def test_a_worker_whose_disk_fails_again_and_again_is_parked(cluster: Cluster) -
 
 def test_a_worker_whose_disk_is_full_is_tried_again_and_not_parked(cluster: Cluster) -> None:
     cluster.order("worker-0", exit_at="full", exit_code=WorkerExit.NO_SPACE)
-    cluster.start()
+    cluster.start(timing={"restarts": {"backoff_s": [0.0, 0.1, 0.2, 0.4, 0.8]}})
     cluster.allow("full")
     cluster.wait_for_entry("exit", "worker-0", epoch=Limits().write_failures_max)
     cluster.order("worker-0")

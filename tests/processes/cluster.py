@@ -19,10 +19,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -30,6 +31,7 @@ from perdure import SyncClient, connect, connect_sync
 from perdure.errors import PerdureError
 from perdure.locate import ENDPOINT_FILE
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = [str(ROOT / name) for name in ("sdk", "storage", "router", "worker", "gateway", "cli")]
 DEADLINE_S = 20.0
@@ -49,6 +51,12 @@ class Child:
     index: int
     epoch: int
     pid: int
+
+
+def _in_a_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Runs it in a loop of its own; in a thread, since the driver of a browser has one in this thread."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(asyncio.run, work).result()
 
 
 class Cluster:
@@ -182,7 +190,7 @@ class Cluster:
 
     def stats(self) -> list[dict[str, Any]]:
         """The workers' own figures (`turns` of this incarnation among them), in their order."""
-        return asyncio.run(self._stats(DEADLINE_S))
+        return _in_a_loop(self._stats(DEADLINE_S))
 
     async def _stats(self, timeout_s: float) -> list[dict[str, Any]]:
         async with connect(self.url, timeout=timeout_s) as client, asyncio.timeout(timeout_s):
@@ -219,7 +227,7 @@ class Cluster:
         if self.supervisor.poll() is not None:
             self._fail(f"the supervisor ended with exit code {self.supervisor.returncode}")
         try:
-            return bool(asyncio.run(self._stats(CONNECT_S)))
+            return bool(_in_a_loop(self._stats(CONNECT_S)))
         except (FileNotFoundError, PerdureError, TimeoutError):
             return False
 

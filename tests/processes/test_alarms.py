@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from perdure import connect
+from perdure import Client, connect
 
 from .cluster import Cluster, running_cluster
 
@@ -65,17 +67,26 @@ def test_an_alarm_that_was_due_while_nothing_ran_runs_at_the_start_and_knows_its
         cluster.close()
 
 
+async def armed_at_once(client: Client) -> tuple[list[Any], float]:
+    """Objects whose alarms are due at one time, which has not come yet."""
+    for attempt in itertools.count():
+        ticks = [client.get("Tick", f"{attempt}-{number}") for number in range(AT_ONCE)]
+        began = time.monotonic()
+        await asyncio.gather(*(tick.arm(time.time() + 3_600) for tick in ticks[:1_000]))
+        due = time.time() + 0.5 + 1.5 * AT_ONCE / 1_000 * (time.monotonic() - began)
+        for start in range(0, AT_ONCE, 1_000):
+            await asyncio.gather(*(tick.arm(due) for tick in ticks[start : start + 1_000]))
+        if time.time() < due:  # else the machine got slower meanwhile
+            break
+    return ticks, due
+
+
+@pytest.mark.alone
 def test_ten_thousand_alarms_at_once_all_run_once_while_a_caller_is_served(tmp_path: Path) -> None:
     async def story(cluster: Cluster) -> tuple[list[float], int, float]:
         pauses: list[float] = []
         async with connect(cluster.url, timeout=ALL_RUN_S) as client:
-            ticks = [client.get("Tick", f"{number}") for number in range(AT_ONCE)]
-            began = time.monotonic()
-            await asyncio.gather(*(tick.arm(time.time() + 3_600) for tick in ticks[:1_000]))
-            due = time.time() + 0.5 + 1.5 * AT_ONCE / 1_000 * (time.monotonic() - began)
-            for start in range(0, AT_ONCE, 1_000):
-                await asyncio.gather(*(tick.arm(due) for tick in ticks[start : start + 1_000]))
-            assert time.time() < due, "some had to run before the last one was set"
+            ticks, due = await armed_at_once(client)
             bystander = client.get("Bystander", "b")
             late = True
             while late and time.time() < due + ALL_RUN_S:

@@ -152,7 +152,7 @@ def test_wrong_arguments_and_names_are_typed_errors_and_nothing_ran(client: Sync
     ):
         with pytest.raises(InvalidArgument):
             call()
-    for name in ("storage", "id", "ctx", "on_start", "alarm", "fetch", "value", "nothing"):
+    for name in ("storage", "id", "ctx", "on_start", "alarm", "websocket_message", "value", "nothing"):
         with pytest.raises(UnknownMethod):
             getattr(counter, name)()
     with pytest.raises(UnknownNamespace):
@@ -207,6 +207,7 @@ def test_what_a_turn_wrote_before_it_called_is_committed_even_when_it_raises_lat
     assert first.get() == 1
 
 
+@pytest.mark.alone
 def test_deadlines_before_and_during_a_turn(cluster: Cluster) -> None:
     async def story() -> None:
         async with connect(cluster.url) as client:
@@ -238,6 +239,7 @@ def test_a_caller_that_stops_waiting_does_not_stop_the_turn(cluster: Cluster) ->
     asyncio.run(story())
 
 
+@pytest.mark.alone
 def test_too_many_calls_at_one_object_are_refused_at_once_and_a_neighbour_is_served(cluster: Cluster) -> None:
     async def story() -> None:
         async with connect(cluster.url) as client:

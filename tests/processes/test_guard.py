@@ -171,6 +171,7 @@ def test_a_result_over_the_limit_is_told_as_such(cluster: Cluster, client: SyncC
     assert client.get(Poison, "one").fine() == "fine"
 
 
+@pytest.mark.alone
 def test_a_clients_flood_of_many_objects_does_not_starve_anothers_single_call(
     cluster: Cluster, client: SyncClient
 ) -> None:

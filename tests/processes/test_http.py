@@ -329,7 +329,7 @@ def test_without_descriptors_connections_are_refused_and_what_is_open_goes_on(tm
 
 
 def what_came(connection: socket.socket) -> bytes:
-    connection.setblocking(False)
+    connection.setblocking(False)  # with a timeout, recv() waits first, whatever its flags say
     try:
         return connection.recv(65_536)
     except BlockingIOError:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,10 +81,18 @@ def test_sigterm_under_load_leaves_no_outcome_unknown_and_exits_with_zero(
         assert total == answered
 
 
+def port_for_servers() -> int:
+    """A port that nobody listens at, out of the range that the kernel takes those of clients from."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(15_000, 30_000)))
+            return int(probe.getsockname()[1])
+
+
 def test_after_a_full_restart_all_acknowledged_state_is_there_and_endpoints_are_reusable(
     tmp_path: Path,
 ) -> None:
-    options = ["--bind", "tcp://127.0.0.1:17411"]
+    options = ["--bind", f"tcp://127.0.0.1:{port_for_servers()}"]
     with running_cluster(ZOO, tmp_path / "data", options=options) as cluster:
         with cluster.connect() as client:
             for number in range(100):

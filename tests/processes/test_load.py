@@ -22,6 +22,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("objects", "direct"), [(32, True), (1, False)])
 def test_seconds_of_work_in_one_batch_cost_no_heartbeat_and_a_neighbour_is_answered_meanwhile(
     cluster: Cluster, objects: int, direct: bool

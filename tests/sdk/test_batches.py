@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-
 from perdure.batches import cut
 from perdure.limits import Limits
 from perdure.pending import Pending
@@ -12,7 +10,13 @@ LIMITS = Limits()
 
 
 def calls(count: int, size: int = 10, gap_s: float = 0.0) -> list[Pending]:
-    return [Pending([n], bytes(size), 0, n * gap_s, 30.0, Future(), None) for n in range(count)]
+    return [call(n, size, n * gap_s) for n in range(count)]
+
+
+def call(sequence: int, size: int, encoded_at: float) -> Pending:
+    pending = Pending()
+    pending.sequence, pending.tail, pending.encoded_at = sequence, bytes(size), encoded_at
+    return pending
 
 
 def test_a_queue_within_all_bounds_is_one_batch() -> None:
@@ -26,7 +30,7 @@ def test_batches_hold_the_bounds_and_keep_the_order() -> None:
         assert len(batches) > 1
         assert [pending for batch, _ in batches for pending in batch] == queue
         for batch, size in batches:
-            assert size == sum(len(pending.item) for pending in batch) <= LIMITS.batch_bytes_max
+            assert size == sum(len(pending.tail) for pending in batch) <= LIMITS.batch_bytes_max
             assert len(batch) < LIMITS.batch_calls_max
             assert batch[-1].encoded_at - batch[0].encoded_at <= 0.005
 

@@ -235,25 +235,27 @@ async def test_a_message_of_many_frames_arrives_whole(
         assert pair.inbox.messages == [frames]
 
 
+@pytest.mark.parametrize("look_now", [False, True])
 @in_loop
 async def test_a_message_that_came_while_sending_is_seen_though_the_send_took_the_edge(
-    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path, look_now: bool
 ) -> None:
     async with paired(context, tmp_path) as pair:
         assert not is_signalled(pair.channel.socket)
         pair.push(b"in")
-        take_the_edge(pair.channel.socket, lambda: pair.channel.send((b"out",)))
+        take_the_edge(pair.channel.socket, lambda: pair.channel.send((b"out",), look_now=look_now))
         await pair.inbox.has(1)
         assert pair.inbox.messages == [[b"in"]]
 
 
+@pytest.mark.parametrize("look_now", [False, True])
 @in_loop
 async def test_a_message_that_came_while_a_send_failed_is_seen_too(
-    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path, look_now: bool
 ) -> None:
     def fail_to_send() -> None:
         with pytest.raises(PeerGone):
-            channel.send((b"nobody", b"out"))
+            channel.send((b"nobody", b"out"), look_now=look_now)
 
     inbox = Inbox()
     router = open_router(context, [f"ipc://{tmp_path}/door"])

@@ -241,6 +241,14 @@ async def test_a_hundred_calls_on_one_stub_leave_in_call_order(tmp_path: Path) -
 
 
 @in_loop
+async def test_a_name_that_cannot_travel_is_refused_when_it_is_called(tmp_path: Path) -> None:
+    async with fake_cluster(tmp_path) as cluster, connect(cluster.url) as client:
+        method = getattr(client.get("Counter", "a"), "\ud800")
+        with pytest.raises(InvalidArgument, match="cannot be sent"):
+            await method()
+
+
+@in_loop
 async def test_errors_of_the_server_are_raised_as_themselves(tmp_path: Path) -> None:
     def refuse(item: Item) -> Any:
         raise {"full": Overloaded("full", limit="mailbox_calls_max"), "other": UnknownMethod("?")}[
@@ -395,3 +403,27 @@ async def test_what_comes_from_the_router_and_is_no_message_is_reported_and_igno
         assert await soon(call) == "good"
     assert len(reported) == len(junk)
     assert all("the router sent what is no message" in text for text in reported)
+
+
+@in_loop
+async def test_a_gateway_is_told_of_each_door_and_exchanges_further_kinds_of_message(tmp_path: Path) -> None:
+    async with fake_cluster(tmp_path) as cluster:
+        client = connect(cluster.url)
+        links: asyncio.Queue[Any] = asyncio.Queue()
+        heard: asyncio.Queue[Any] = asyncio.Queue()
+        client.watch_links(lambda *link: links.put_nowait(link))
+        client.handle(protocol.FRAMES, lambda *message: heard.put_nowait(message))
+        async with client:
+            assert await soon(links.get()) == (0, 1)
+            assert client.send_to(0, 1, protocol.SOCKETS, b"\x91\x01")
+            message = await cluster.doors[0].take(protocol.SOCKETS)
+            assert (message.header.worker, message.header.number, message.body) == (0, 1, b"\x91\x01")
+            for kind in (protocol.PULL, protocol.FRAMES):  # nobody handles the first
+                await cluster.doors[0].send(message.identity, protocol.header(kind, 0, 1), b"\x90")
+            assert await soon(heard.get()) == (0, 1, b"\x90")
+
+            await cluster.restart(0)
+            await cluster.router.publish(cluster.slot_map)
+            assert await soon(links.get()) == (0, 2)
+            assert not client.send_to(0, 1, protocol.SOCKETS, b"")
+        assert not client.send_to(0, 2, protocol.SOCKETS, b"")

@@ -89,7 +89,7 @@ def test_every_value_of_the_closed_set_comes_back_as_itself(value: Any) -> None:
         (1,),
         [(1, (2, [(3,)]))],
         set(),
-        {1, "a", (2, frozenset({3}))},
+        pytest.param({1, "a", (2, frozenset({3}))}, id="set"),  # its own order differs between processes
         frozenset(),
         2**63 - 1,
         -(2**63),

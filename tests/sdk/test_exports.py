@@ -19,7 +19,7 @@ MODULES = sorted(module.name for module in pkgutil.iter_modules(perdure.__path__
 
 PUBLIC = frozenset(
     {"Alarm", "Client", "DurableObject", "Limits", "ListedObject", "Listing", "ObjectId", "SyncClient"}
-    | {"WebReply"}
+    | {"WebReply", "WebSocket", "WebSocketResponse"}
     | {"connect", "connect_sync", "durable", "register_exception"}
     | {"blocking", "interleaved", "public"}  # decorators
     | {name for name in errors.__all__ if isinstance(getattr(errors, name), type)}

@@ -148,8 +148,10 @@ def test_in_a_forked_child_the_asyncio_client_is_refused_at_once_and_closes_at_o
     run(
         url,
         """
-        async def use(client):
+        async def use(client, stub):
             refused(lambda: client.get("Counter", "a").m(2))
+            refused(lambda: stub.m(2))
+            refused(lambda: stub.m([2]))
             for ask in (client.stats, lambda: client.list("Counter")):
                 try:
                     await ask()
@@ -160,13 +162,16 @@ def test_in_a_forked_child_the_asyncio_client_is_refused_at_once_and_closes_at_o
             await client.close()
             refused(lambda: client.get("Counter", "a").m(2))
 
-        def child(client):
-            asyncio.new_event_loop().run_until_complete(use(client))
+        def child(client, stub):
+            asyncio.new_event_loop().run_until_complete(use(client, stub))
 
         async def main():
             async with connect(url) as client:
-                assert await client.get("Counter", "a").m(1) == [1]
-                in_child(lambda: child(client))
+                stub = client.get("Counter", "a")
+                assert await stub.m(1) == [1]
+                waiting = stub.m(5)
+                in_child(lambda: child(client, stub))
+                assert await waiting == [5]
                 assert await client.get("Counter", "a").m(3) == [3]
 
         asyncio.run(main())

@@ -9,18 +9,24 @@ from typing import Any
 import pytest
 
 from perdure.errors import ShardUnavailable
-from perdure.pending import Pending, end
+from perdure.pending import Pending, end, unencodable
+from perdure.stub import make_target
 
 
-def test_a_call_begins_unsent_and_untried() -> None:
-    fields: list[Any] = [17, "Counter", bytes(32), None, "get", [], None, 1000, None]
-    pending = Pending(fields, b"item", 1, 5.0, 6.0, Future(), None)
-    assert (pending.sequence, pending.epoch, pending.attempts) == (17, 0, 0)
+def test_a_call_knows_its_title_and_the_time_that_it_was_given() -> None:
+    pending = Pending()
+    pending.target, pending.method = make_target("Counter", "a", 2.5, {}), "get"
+    assert (pending.title, pending.timeout_s) == ("Counter.get()", 2.5)
 
 
 def test_a_call_takes_little_memory() -> None:
-    pending = Pending([1], b"", 0, 0.0, 0.0, Future(), None)
-    assert not hasattr(pending, "__dict__")
+    assert not hasattr(Pending(), "__dict__")
+
+
+@pytest.mark.parametrize("argument", [object(), "\ud800"])
+def test_what_cannot_be_sent_is_named_with_its_method(argument: Any) -> None:
+    error = unencodable(["Counter", bytes(32), None, "put", [argument], None, 1000, None])
+    assert str(error).startswith("Counter.put(): an argument cannot be sent: ")
 
 
 def test_an_error_reaches_who_waits() -> None:

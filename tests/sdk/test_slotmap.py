@@ -141,3 +141,8 @@ def test_a_damaged_map_raises_nothing_but_invalid_argument() -> None:
         except InvalidArgument:
             outcomes.add(InvalidArgument)
     assert outcomes == {SlotMap, InvalidArgument}
+
+
+def test_a_worker_is_seated_while_its_door_is_known() -> None:
+    slot_map = make_map(2).with_seat(1, Seat(5, ""))
+    assert [slot_map.is_seated(worker) for worker in range(4)] == [True, False, False, False]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from perdure.codec import encode
@@ -12,6 +13,7 @@ from perdure.ids import id_from_name, slot_of
 from perdure.limits import Limits
 from perdure_storage import keys
 from perdure_storage.records import FORMAT, seal, seal_number, unseal
+from perdure_storage.reply_log import ClientRecord, client_key, place_key
 from perdure_storage.shard import SHARD_FORMAT, marker_path
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "DATA.md"
@@ -28,6 +30,23 @@ SEND_ROW = PREFIX + keys.OUTBOX + b"\x00" + TARGET_ID[:16] + SENT_US.to_bytes(8,
 SEND = [NAMESPACE, TARGET_ID, "annex", "increment", encode([[2], None]), 0, SENT_US // 1000, 0, None]
 
 
+SOCKET = bytes(range(16)) + (7).to_bytes(8, "big")
+SOCKET_ROW = PREFIX + keys.SOCKET + SOCKET
+FRAMES_ROW = keys.frames_key(SOCKET[:16], 3, 1)
+
+
+CLIENT_ID = bytes.fromhex("00112233445566778899aabbccddeeff")
+REPLY = encode([7, 0, 41])
+PART = [CLIENT_ID, 3, 7, 7, (), 0, {7: (PREFIX, REPLY)}]
+
+
+def client_payload() -> bytes:
+    """What the client's row holds."""
+    told = ClientRecord()
+    told.flush, told.last, told.floor, told.records = 3, 7, 7, {7: (PREFIX, REPLY)}
+    return told.payload(AT_US // 1_000_000)
+
+
 def example_rows() -> dict[str, tuple[bytes, bytes]]:
     """Name -> key and record of the rows that the page shows."""
     payloads = {
@@ -39,6 +58,11 @@ def example_rows() -> dict[str, tuple[bytes, bytes]]:
         'due index, "tea"': (keys.due_key_of(AT_US // 1000, ALARM_ROW), b""),
         "OUTBOX, a send to Counter/annex": (SEND_ROW, encode(SEND)),
         "due index, the send": (keys.due_key_of(0, SEND_ROW), b""),
+        "log of replies, one to Counter/lobby": (place_key(0), msgpack.packb([PART])),
+        "client, later": (client_key(CLIENT_ID), client_payload()),
+        'SOCKET, with the tag "tea"': (SOCKET_ROW, encode([["tea"], encode(None), SENT_US // 1000, None])),
+        "sockets, the same by its gateway": (keys.socket_index_key(SOCKET, PREFIX), b""),
+        'frames, "hello" for socket 7': (FRAMES_ROW, encode([[0, "hello", [7]]])),
         "names index": (keys.names_key(NAMESPACE, NAME, OBJECT_ID), keys.names_value(SLOT, OBJECT_ID)),
     }
     numbers = {
@@ -68,6 +92,10 @@ def shown(name: str, key: bytes, record: bytes) -> str:
         sizes = (1, 1, len(NAMESPACE), 1)
     elif key.startswith(keys.DUE_REGION):
         sizes = (1, 8, 1, 2, 1, len(NAMESPACE), 32)
+    elif key.startswith(keys.SOCKETS_REGION):
+        sizes = (1, 16, 2, 1, len(NAMESPACE), 32)
+    elif key.startswith(keys.FRAMES_REGION):
+        sizes = (1, 16, 4)
     else:
         sizes = (1,)
     return f"{name}\n  key    {spaced(key, *sizes)}\n  record {spaced(record, 1, 4)}\n"

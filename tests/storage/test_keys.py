@@ -87,6 +87,50 @@ def test_what_is_no_due_row_is_refused() -> None:
         keys.due_key(-1, keys.ALARM, 5, "Room", bytes(32), b"")
 
 
+GATEWAYS = st.binary(min_size=16, max_size=16)
+NUMBERS = st.one_of(st.integers(0, (1 << 64) - 1), st.integers(0, 300))
+
+
+@given(GATEWAYS, NUMBERS, SLOTS, NAMESPACES, IDS)
+def test_a_socket_of_a_gateway_reads_back_as_what_it_was_made_from(
+    gateway: bytes, number: int, slot: int, namespace: str, object_id: bytes
+) -> None:
+    socket = gateway + number.to_bytes(8, "big")
+    prefix = keys.object_prefix(slot, namespace, object_id)
+    row = keys.socket_index_key(socket, prefix)
+    assert row.startswith(keys.sockets_prefix(gateway))
+    found = keys.parse_socket_row(row)
+    assert found == (gateway, slot, namespace, object_id, number)
+    assert (found.socket, found.object_row) == (socket, prefix + keys.SOCKET + socket)
+    for cut in range(len(row)):
+        with pytest.raises(ValueError, match="socket of a gateway"):
+            keys.parse_socket_row(row[:cut])
+    with pytest.raises(ValueError, match="socket of a gateway"):
+        keys.parse_socket_row(row + b"x")
+
+
+POSITIONS = st.tuples(st.integers(0, (1 << 32) - 1), NUMBERS)
+
+
+@given(GATEWAYS, POSITIONS, POSITIONS)
+def test_records_of_frames_stand_in_the_order_of_epochs_and_counters(
+    gateway: bytes, a: tuple[int, int], b: tuple[int, int]
+) -> None:
+    rows = keys.frames_key(gateway, *a), keys.frames_key(gateway, *b)
+    assert [keys.frames_position(row) for row in rows] == [a, b]
+    assert (rows[0] < rows[1], rows[0] == rows[1]) == (a < b, a == b)
+    assert all(row.startswith(keys.frames_prefix(gateway)) for row in rows)
+
+
+def test_what_is_no_record_of_frames_and_no_id_of_a_gateway_is_refused() -> None:
+    for row in (b"", keys.frames_key(bytes(16), 1, 1)[:-1], keys.SOCKETS_REGION + bytes(28)):
+        with pytest.raises(ValueError, match="frames"):
+            keys.frames_position(row)
+    for prefix in (keys.frames_prefix, keys.sockets_prefix):
+        with pytest.raises(ValueError, match="16 bytes"):
+            prefix(bytes(15))
+
+
 @given(SLOTS, NAMESPACES, IDS, NAMESPACES, IDS, KINDS, st.binary(max_size=6))
 def test_no_row_of_another_object_lies_within_an_objects_range(
     slot: int, namespace: str, object_id: bytes, other_ns: str, other_id: bytes, kind: bytes, key: bytes

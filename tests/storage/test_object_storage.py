@@ -100,7 +100,9 @@ def test_reading_and_deleting_what_is_not_there_writes_nothing(host: Host) -> No
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {1: 2}, "\ud800", [lambda: 1], {"deep": [{"x": object()}]}], ids=repr
+    "value",
+    [object(), {1: 2}, "\ud800", [lambda: 1], {"deep": [{"x": object()}]}],
+    ids=["object", "int-key", "surrogate", "function", "deep"],
 )
 def test_a_value_that_cannot_be_stored_fails_its_call_and_stores_nothing(host: Host, value: object) -> None:
     with pytest.raises(StorageError, match="'k'") as caught:

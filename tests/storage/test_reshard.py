@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,10 +22,12 @@ from perdure_storage import reshard as reshard_module
 from perdure_storage.errors import DamagedRecord, ShardDamaged, ShardLocked
 from perdure_storage.leveldb import LevelDBEngine
 from perdure_storage.records import seal
+from perdure_storage.reply_log import ClientRecord, client_key, fold, place_key, read_client
 from perdure_storage.reshard import plan_moves, reshard
 from perdure_storage.shard import open_offline, open_shard, provision
 
 SLOTS = 16
+CLIENT = b"c" * 16
 Rows = dict[bytes, bytes]
 
 
@@ -69,9 +72,18 @@ class Cluster:
         rows: Rows = {}
         for worker, slots in enumerate(self.placement()):
             mine = dict(rows_of_objects(number for number in range(objects) if number % SLOTS in slots))
-            self.write(worker, mine)
+            self.write(worker, mine | replies(worker, mine))
             rows |= mine
         return rows
+
+    def replies(self, worker: int) -> dict[int, Any]:
+        """What the worker would know, if it started, of the client's calls."""
+        engine = open_offline(self.shard_path(worker))
+        fold(engine, 0)
+        told = read_client(engine, CLIENT)
+        engine.close()
+        assert told is None or told.floor == 1
+        return told.records if told is not None else {}
 
     def write(self, worker: int, rows: Rows) -> None:
         engine = open_offline(self.shard_path(worker))
@@ -97,6 +109,9 @@ class Cluster:
             assert all(slot_of(key, record) in slots for key, record in mine.items())
             assert not found.keys() & mine.keys()
             found |= mine
+            known = self.replies(worker)
+            for number, prefix in numbered_prefixes(mine):
+                assert known[number] == (prefix, b"reply")
         assert found == expected
         for worker in range(len(self.placement()), 8):
             assert not self.shard_path(worker).exists() or self.rows(worker) == {}
@@ -114,6 +129,29 @@ def rows_of_objects(numbers: Any) -> list[tuple[bytes, bytes]]:
         rows.append((names_key, seal(names_key, keys.names_value(slot, object_id))))
         due_key = keys.due_key(1_000_000 - number, keys.ALARM, slot, "Room", object_id, b"ring")
         rows.append((due_key, seal(due_key, b"")))
+        socket = b"gateway of tests" + number.to_bytes(8, "big")
+        for socket_key in (prefix + keys.SOCKET + socket, keys.socket_index_key(socket, prefix)):
+            rows.append((socket_key, seal(socket_key, b"")))
+    return rows
+
+
+def numbered_prefixes(rows: Rows) -> list[tuple[int, bytes]]:
+    """For each object a number, that of a client's call which it has answered, and the prefix of its rows."""
+    objects = {key for key in rows if key.startswith(keys.OBJECTS_REGION)}
+    prefixes = {key[:-1] for key in objects if keys.parse_object_row(key)[3:] == (keys.META, b"")}
+    return [(1 + int.from_bytes(prefix[-32:], "big"), prefix) for prefix in prefixes]
+
+
+def replies(worker: int, rows: Rows) -> Rows:
+    """What the objects of the rows have answered a client: in the log, and in the client's own row."""
+    records = [(number, (prefix, b"reply")) for number, prefix in numbered_prefixes(rows)]
+    in_log, old = dict(records[::2]), ClientRecord()
+    old.flush, old.last, old.floor, old.records = worker + 1, 99, 1, dict(records[1::2])
+    log = msgpack.packb([(CLIENT, worker + 9, 99, 1, (), 0, in_log)])
+    key = place_key(7)
+    rows = {key: seal(key, log)}
+    if old.records:
+        rows[client_key(CLIENT)] = seal(client_key(CLIENT), old.payload(1))
     return rows
 
 
@@ -122,6 +160,8 @@ def slot_of(key: bytes, record: bytes) -> int:
         return keys.parse_object_row(key).slot
     if key.startswith(keys.DUE_REGION):
         return keys.parse_due_row(key).slot
+    if key.startswith(keys.SOCKETS_REGION):
+        return keys.parse_socket_row(key).slot
     return keys.parse_names_value(record[5:])[0]
 
 
@@ -213,6 +253,18 @@ def test_moving_leaves_the_epochs_of_all_shards_alone(tmp_path: Path) -> None:
     cluster.reshard(2)
     open_shard(cluster.shard_path(0), epoch=7).close()
     open_shard(cluster.shard_path(1), epoch=1).close()
+
+
+def test_frames_for_gateways_stay_where_no_slot_leaves_and_are_dropped_elsewhere(tmp_path: Path) -> None:
+    frames = [keys.frames_key(b"gateway of tests", 1, counter) for counter in range(3)]
+    cluster = Cluster(tmp_path / "data", 2)
+    rows = cluster.fill(20)
+    for worker in range(2):
+        cluster.write(worker, {key: seal(key, b"frames") for key in frames})
+    assert {move.source for move in plan_moves(cluster.placement(), contiguous_ranges(SLOTS, 1))} == {1}
+    cluster.reshard(1)
+    assert [key for key in cluster.rows(0) if key not in rows] == frames
+    assert cluster.rows(1) == {}
 
 
 # --- crashes

@@ -41,7 +41,14 @@ def whole_store() -> dict[bytes, bytes]:
     for name in NAMES:
         rows |= object_rows(name, id_from_name("Room", name).key)
     rows |= object_rows(None, new_unique_id("Room").key)
-    for key, payload in ((ALARM, encode([5_000_000, 1, 5_000, bytes(8), None])), (DUE, b"")):
+    for key, payload in (
+        (ALARM, encode([5_000_000, 1, 5_000, bytes(8), None])),
+        (DUE, b""),
+        (SOCKET, encode([[], encode(None), 0, None])),
+        (SOCKET_INDEX, b""),
+        (prefix_of(LOBBY) + keys.SOCKET, encode(["ping", "pong"])),
+        (FRAMES, encode([])),
+    ):
         rows[key] = seal(key, payload)
     return rows
 
@@ -57,6 +64,9 @@ META = prefix_of(LOBBY) + keys.META
 INDEX = keys.names_key("Room", "lobby", LOBBY)
 ALARM = prefix_of(LOBBY) + keys.ALARM + b"tea"
 DUE = keys.due_key_of(5_000, ALARM)
+SOCKET = prefix_of(LOBBY) + keys.SOCKET + b"gateway of tests" + bytes(8)
+SOCKET_INDEX = keys.socket_index_key(b"gateway of tests" + bytes(8), prefix_of(LOBBY))
+FRAMES = keys.frames_key(b"gateway of tests", 1, 1)
 STRANGER = id_from_name("Room", "nobody").key
 
 
@@ -109,6 +119,22 @@ DAMAGES: dict[str, tuple[Callable[[dict[bytes, bytes]], object], str]] = {
         "not the key of a row of the due",
     ),
     "a damaged due row": (lambda rows: flip(rows, DUE), "checksum"),
+    "a socket that its gateway does not have": (
+        lambda rows: rows.pop(SOCKET_INDEX),
+        "missing among those of its gateway",
+    ),
+    "a socket of a gateway that no object has": (lambda rows: rows.pop(SOCKET), "which is not stored"),
+    "a damaged row by gateway": (lambda rows: flip(rows, SOCKET_INDEX), "checksum"),
+    "no row by gateway": (
+        lambda rows: put(rows, keys.SOCKETS_REGION + bytes(9), b""),
+        "not the key of a socket",
+    ),
+    "no key of a socket": (
+        lambda rows: put(rows, prefix_of(LOBBY) + keys.SOCKET + b"x", b""),
+        "has no key of a socket",
+    ),
+    "damaged frames": (lambda rows: flip(rows, FRAMES), "checksum"),
+    "no place of frames": (lambda rows: put(rows, FRAMES + b"x", b""), "not the key of frames"),
     "no names key": (lambda rows: put(rows, keys.NAMES_REGION + b"\x01a\x07", bytes(34)), "names row"),
 }
 

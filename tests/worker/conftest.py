@@ -9,6 +9,7 @@ import pytest
 
 from worker.alarm_scene import ALARM_CLASSES
 from worker.host_scene import Scene
+from worker.socket_scene import Gateway, Room, serve
 
 
 @pytest.fixture
@@ -29,3 +30,15 @@ def make_scene() -> Iterator[Callable[..., Scene]]:
 def scene(make_scene: Callable[..., Scene]) -> Scene:
     """A worker of the classes of `alarm_scene`."""
     return make_scene(*ALARM_CLASSES)
+
+
+@pytest.fixture
+def rooms(make_scene: Callable[..., Scene]) -> Scene:
+    """A worker of `Room`s."""
+    return serve(make_scene, Room)
+
+
+@pytest.fixture
+def gateway(rooms: Scene) -> Gateway:
+    """A gateway for their sockets."""
+    return Gateway(rooms)

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import itertools
 import random
-import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -34,45 +33,15 @@ from perdure_worker.peers import Peer, Peers
 from perdure_worker.registry import register
 from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
+from worker.stepped_loop import LOOP_START_S, SteppedLoop
 
 CLIENT = b"client"
 _CLIENT_IDS = itertools.count(1)
 SLOTS = 16
 EPOCH = 7
 REAL_DEADLINE_S = 20.0
-LOOP_START_S = 1_000.0
 WALL_S = 1_700_000_000.0
 """The wall clock at the start of a scene."""
-
-
-class _ImpatientSelector(selectors.SelectSelector):
-    """Waits for nothing but what a test allows: `patience_s` is for threads, which take real time."""
-
-    patience_s = 0.0
-
-    def select(self, timeout: float | None = None) -> Any:
-        return super().select(0 if timeout == 0 else self.patience_s)
-
-
-class SteppedLoop(asyncio.SelectorEventLoop):
-    """asyncio's loop with a clock that only tests move."""
-
-    def __init__(self) -> None:
-        self.now = LOOP_START_S
-        self.selector = _ImpatientSelector()
-        super().__init__(self.selector)
-
-    def time(self) -> float:
-        return self.now
-
-    @property
-    def at_rest(self) -> bool:
-        return not self._ready  # type: ignore[attr-defined]
-
-    @property
-    def next_timer(self) -> float | None:
-        handles = [handle for handle in self._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
-        return min((handle.when() for handle in handles), default=None)
 
 
 class Sent:
@@ -157,6 +126,7 @@ class Scene:
         slots: range = range(SLOTS),
         caller_slots: range | None = None,
         client_id: bytes = b"",
+        tells: bool = True,
         wall_clock: Callable[[], float] | None = None,
         **settings: Any,
     ) -> None:
@@ -169,7 +139,8 @@ class Scene:
         self.loop_errors: list[dict[str, Any]] = []
         self.client_id = client_id or next(_CLIENT_IDS).to_bytes(16, "big")
         """Of whoever calls; the client of another scene is another one, unless a test says otherwise."""
-        self._sequence = 0
+        self._tells = tells  # which of its calls have ended, as our clients do
+        self._sequence = self._flushes = 0
         self._held: list[Any] | None = None
         self._replies: dict[bytes, list[list[Any]]] = {}
         self.by_sequence: dict[tuple[bytes, int], list[list[Any]]] = {}
@@ -177,6 +148,7 @@ class Scene:
         """Of the messages with replies that have left."""
         self.probes: list[bytes] = []
         """Who was sent something that asks for nothing."""
+        self.on_frames: Callable[[bytes, bytes], bool | None] = lambda identity, body: None  # no gateway
         self.pulls: list[tuple[int, int]] = []
         """What was asked for of bodies: upload, offset."""
         self._wanted = {"flush": False, "turns": False}
@@ -191,15 +163,7 @@ class Scene:
         )
         self.peers = Peers(0, EPOCH)
         self.client = self.peers.get(CLIENT)
-        self.caller = Caller(
-            b"w" * 16,
-            clock=self.loop.time,
-            random_source=random.Random(1),
-            load_exception=load_exception,
-            want_flush=lambda: self.loop.call_soon(self._flush_caller),
-            want_map=lambda: None,
-        )
-        self.caller.on_map(SlotMap(1, (range(SLOTS),), (Seat(EPOCH, "home"),)))
+        self.caller = self._make_caller()
         self.host = Host(
             HostSettings(slots=slots, slot_count=SLOTS, limits=self.limits, **settings),
             Collaborators(
@@ -214,8 +178,21 @@ class Scene:
                 want_turns=lambda: self._want("turns", self._run_waiting),
                 wall_clock=wall_clock or self.wall_clock,
                 randomness=random.Random(len(self.engine.disk)),
+                send_frames=lambda identity, body: self.on_frames(identity, body),
             ),
         )
+
+    def _make_caller(self) -> Caller:
+        caller = Caller(
+            b"w" * 16,
+            clock=self.loop.time,
+            random_source=random.Random(1),
+            load_exception=load_exception,
+            want_flush=lambda: self.loop.call_soon(self._flush_caller),
+            want_map=lambda: None,
+        )
+        caller.on_map(SlotMap(1, (range(SLOTS),), (Seat(EPOCH, "home"),)))
+        return caller
 
     # --- the shell
 
@@ -250,6 +227,7 @@ class Scene:
                 for reply in [codec.decode(body)] if is_raw else codec.decode(body):
                     self.replies_to(identity).append(reply)
                     self.by_sequence.setdefault((identity, reply[0]), []).append(reply)
+        self.host.gateways.send()
 
     def _on_pull(self, identity: bytes, body: bytes) -> None:
         if identity == b"":
@@ -322,6 +300,7 @@ class Scene:
 
     def tick(self) -> None:
         self.host.tick()
+        self.host.gateways.tick(reading=True)
         self.caller.tick()
 
     def wait(self, condition: Callable[[], bool]) -> None:
@@ -389,7 +368,14 @@ class Scene:
 
     def send(self, *items: Any, peer: Peer | None = None, stamp_ms: int = 0, head: Any = None) -> None:
         """One message with these calls, whatever they are."""
-        self.send_body(codec.encode([head or self.client_id, *items]), peer=peer, stamp_ms=stamp_ms)
+        if head is None:
+            head = self.client_id if not self._tells or (peer and peer.raw) else self._head()
+        self.send_body(codec.encode([head, *items]), peer=peer, stamp_ms=stamp_ms)
+
+    def _head(self) -> list[Any]:
+        """As clients begin their messages; none of the calls is said to have ended."""
+        self._flushes += 1
+        return [self.client_id, self._flushes, self._sequence if self._flushes > 1 else 0, 1]
 
     def send_body(self, body: bytes, *, peer: Peer | None = None, stamp_ms: int = 0) -> None:
         self.do(self.host.on_calls, peer or self.client, body, stamp_ms)
@@ -401,7 +387,7 @@ class Scene:
         method: str,
         *args: Any,
         kwargs: dict[str, Any] | None = None,
-        timeout_ms: int = 0,
+        timeout_ms: int = 30_000,
         chain: Any = None,
         request: Any = None,
     ) -> list[Any]:
@@ -433,14 +419,10 @@ class Scene:
         peer = peer or self.client
         self.do(self.host.streams.on_message, peer.identity, peer.origin, codec.encode([b"x" * 16, *rows]))
 
-    def part(
-        self, upload: int, offset: int, data: bytes | None, last: bool, peer: Peer | None = None
-    ) -> None:
-        """A PART message of whoever sends a request."""
-        peer, row = peer or self.client, [upload, offset, data, last]
-        self.do(
-            self.host.streams.bodies.on_message, peer.identity, peer.origin, codec.encode([b"x" * 16, row])
-        )
+    def part(self, *row: Any, peer: Peer | None = None) -> None:
+        """A PART message of whoever sends a request: its upload, offset, data and whether it is the last."""
+        peer, take = peer or self.client, self.host.streams.bodies.on_message
+        self.do(take, peer.identity, peer.origin, codec.encode([b"x" * 16, [*row]]))
 
     @contextlib.contextmanager
     def one_message(self) -> Iterator[None]:

@@ -407,7 +407,7 @@ def test_calls_of_a_turn_carry_the_turns_request_id_and_their_number(make_scene:
     seen.clear()
     call = scene.start(Node, "a", "through", ["b"])
     call.result()
-    assert [context[1] for context in seen] == [[scene.client_id, call.sequence, b"\x00\x01", 0]]
+    assert [context[1] for context in seen] == [[scene.client_id, call.sequence, b"\x00\x01", 1]]
     assert not scene.host.progress
 
 

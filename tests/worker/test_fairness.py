@@ -9,7 +9,8 @@ import pytest
 
 from perdure import DurableObject, Limits, Overloaded, codec
 from perdure_worker.fairness import RoundRobin
-from worker.host_scene import Scene, SteppedLoop, take_time
+from worker.host_scene import Scene, take_time
+from worker.stepped_loop import SteppedLoop
 
 FLOOD = b"flood"
 TURN_S = 0.001

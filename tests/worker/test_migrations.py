@@ -333,7 +333,7 @@ def test_a_migration_that_fails_leaves_the_object_as_it_was_and_says_so(
 ) -> None:
     FAILURES[:] = [how]
     disk = old_disk()
-    before = list(disk.between(b"\x00", b"\xff"))
+    before = disk.between(keys.OBJECTS_REGION, b"\xff")
     scene = make_scene(New, disk=disk, limits=Limits(turn_max_s=5))
     with scene.one_message():
         calls = [scene.start(New, "a", "get") for _ in range(2)]
@@ -344,7 +344,7 @@ def test_a_migration_that_fails_leaves_the_object_as_it_was_and_says_so(
         assert isinstance(error, RemoteError)
         assert "Account/a: on_migrate from version 1 to 2 failed, and the object is as it was" in str(error)
         assert says in str(error)
-    assert list(disk.between(b"\x00", b"\xff")) == before
+    assert disk.between(keys.OBJECTS_REGION, b"\xff") == before
     scene.advance(1)
     assert scene.call(New, "a", "get") == (12.5, ["ann"])
 
@@ -363,14 +363,14 @@ def test_an_object_of_a_newer_version_is_refused_and_stays_as_it_is(make_scene: 
     scene = make_scene(New, disk=old_disk())
     scene.call(New, "a", "get")
     disk = scene.disk.copy()
-    before = list(disk.between(b"\x00", b"\xff"))
+    before = disk.between(keys.OBJECTS_REGION, b"\xff")
     back = make_scene(Old, disk=disk)
     refused = back.start(Old, "a", "set", 1, "eve")
     back.commit()
     error = refused.error()
     assert type(error) is StorageError
     assert "Account/a was stored by version 2 of its class, and this one has version 1" in str(error)
-    assert list(disk.between(b"\x00", b"\xff")) == before
+    assert disk.between(keys.OBJECTS_REGION, b"\xff") == before
     assert back.call(Old, "b", "set", 1, "eve") is None
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from perdure import DurableObject, Limits, RemoteError, codec, interleaved
 from perdure_worker.pace import Pace
-from worker.host_scene import Scene, SteppedLoop, take_time
+from worker.host_scene import Scene, take_time
+from worker.stepped_loop import SteppedLoop
 
 MakeScene = Callable[..., Scene]
 FLOOD, NEIGHBOUR = b"flood", b"neighbour"

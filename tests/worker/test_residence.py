@@ -171,6 +171,7 @@ def test_at_the_cap_the_least_recently_used_objects_leave_first(make_scene: Any)
     scene = make_scene(Pet, live_objects_max=3)
     for name in "abcad":
         scene.call(Pet, name, "touch")
+        scene.advance(1.0)  # the order of use is that of seconds
     assert [name for name in "abcd" if scene.is_live(Pet, name)] == ["a", "c", "d"]
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -76,6 +78,12 @@ class Purse(DurableObject):
     async def empty(self) -> str:
         await self.storage.delete_all()
         return "empty"
+
+
+@pytest.fixture
+def make_scene(make_scene: Callable[..., Scene]) -> Callable[..., Scene]:
+    """Scenes of a client that does not tell which of its calls have ended; the others: test_recorded.py."""
+    return partial(make_scene, tells=False)
 
 
 def again(scene: Scene, item: list[Any], connection: bytes = b"again", head: Any = None) -> Sent:
@@ -271,19 +279,6 @@ def test_a_recorded_reply_is_given_whatever_would_refuse_a_new_call(make_scene: 
 # --- what has ended
 
 
-def test_what_a_client_says_has_ended_is_dropped_with_the_next_write(make_scene: Any) -> None:
-    scene = make_scene(Purse, client_id=ME)
-    items = [scene.item(Purse, "a", "add") for _ in range(6)]
-    for number, item in enumerate(items, 1):
-        floor, *stragglers = (2, 1) if number < 4 else (number, 1)
-        scene.send([number, *item[1:]], head=[ME, number, number, floor, *stragglers])
-        scene.commit()
-    assert set(windows_on_disk(scene, "a")[ME].entries) == {1, 6}
-    scene.send([7, *items[0][1:]], head=[ME, 7, 7, 7])
-    scene.commit()
-    assert set(windows_on_disk(scene, "a")[ME].entries) == {7}
-
-
 def test_a_call_that_was_overtaken_by_its_retry_and_has_ended_never_runs(make_scene: Any) -> None:
     scene = make_scene(Purse, client_id=ME)
     ghost, other = scene.item(Purse, "a", "add"), scene.item(Purse, "b", "add")
@@ -357,33 +352,6 @@ def test_windows_that_nobody_uses_leave_memory_and_come_back(make_scene: Any) ->
     assert [again(scene, item).result() for item in items] == [1] * 20
 
 
-def test_of_a_client_that_tells_only_records_that_left_memory_are_read_again(make_scene: Any) -> None:
-    scene = make_scene(Purse, client_id=ME)
-    reads: list[bytes] = []
-    get = scene.engine.get
-    scene.engine.get = lambda key: (reads.append(key), get(key))[1]
-
-    def send(sequence: int, low: int, name: str) -> None:
-        item = [sequence, *scene.item(Purse, name, "add")[1:]]
-        scene.send(item, head=[ME, next(flushes), sequence, low])
-        scene.commit()
-
-    flushes = iter(range(1, 1_000))
-    send(1, 1, "a")
-    assert len(reads) == 1, "an earlier incarnation may have recorded it"
-    send(2, 2, "b")
-    send(3, 3, "c")
-    assert len(reads) == 1, "all calls from before have ended: there is nothing to find"
-    for _ in range(4):
-        scene.advance(2.5)
-    assert len(scene.host.windows) == 0
-    retry = again(scene, [3, *scene.item(Purse, "c", "add")[1:]], head=[ME, next(flushes), 3, 3])
-    assert retry.result() == 1
-    assert len(reads) == 2
-    send(4, 4, "d")
-    assert len(reads) == 2
-
-
 def test_a_window_in_use_stays_in_memory(make_scene: Any) -> None:
     scene = make_scene(Purse)
     item = scene.item(Purse, "a", "add_slowly")
@@ -416,18 +384,20 @@ def test_expired_rows_are_deleted_as_new_clients_come(make_scene: Any) -> None:
 
     ids = [hashlib.blake2b(b"%d" % number, digest_size=16).digest() for number in range(600)]
 
-    def come(clients: list[bytes]) -> None:
+    def come(clients: list[bytes], floor: int) -> None:
         for client in clients:
-            scene.send(scene.item(Purse, "a", "add"), head=[client, 1, 1, 1])
+            request = [client, 1, b"\x00\x01", floor]
+            item = scene.item(Purse, "a", "add")
+            scene.send([*item[:8], [None, request]], head=b"another's caller")
             scene.commit()
         for _ in range(4):
             scene.advance(2.5)
 
-    scene.send(scene.item(Purse, "a", "add"), head=b"comes back later")
-    come(ids[:100])
+    come([b"comes back later"], 0)
+    come(ids[:100], 1)
     assert len(windows_on_disk(scene, "a")) == 101
     now[0] += Limits.reply_ttl_s + 1
-    come(ids[100:])
+    come(ids[100:], 1)
     left = set(windows_on_disk(scene, "a"))
     assert not left & set(ids[:100])
     assert left >= set(ids[100:])

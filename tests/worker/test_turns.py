@@ -11,7 +11,8 @@ import pytest
 import uvloop
 
 from perdure import DurableObject, RemoteError
-from worker.host_scene import Scene, SteppedLoop, take_time
+from worker.host_scene import Scene, take_time
+from worker.stepped_loop import SteppedLoop
 
 PAUSE_S = 0.001
 

@@ -102,7 +102,7 @@ def test_a_part_that_does_not_come_is_asked_for_again_and_counts_once(scene: Sce
 
 def test_parts_of_others_mean_nothing(scene: Scene) -> None:
     sent = start(scene, "/whole")
-    scene.part(UPLOAD, 10, b"stranger", True, scene.peer(b"other"))
+    scene.part(UPLOAD, 10, b"stranger", True, peer=scene.peer(b"other"))
     scene.part(UPLOAD + 1, 10, b"another upload", True)
     scene.part(UPLOAD, 3, b"another offset", True)
     assert not sent.answered
@@ -114,7 +114,7 @@ def test_parts_of_others_mean_nothing(scene: Scene) -> None:
 def test_a_sender_that_is_lost_is_a_disconnect_to_the_handler(scene: Scene, how: str) -> None:
     sent = start(scene, peer=scene.peer(b"sender"), timeout_ms=60_000)
     if how == "gone part":
-        scene.part(UPLOAD, 10, None, True, scene.peer(b"sender"))
+        scene.part(UPLOAD, 10, None, True, peer=scene.peer(b"sender"))
     elif how == "silence":
         scene.advance(LIMITS.http_part_wait_s - 1)
         assert not sent.answered

@@ -57,9 +57,7 @@ def test_only_calls_that_may_come_again_are_kept_beside_the_latest() -> None:
         kept.add(number, b"%d" % number, state.low)
     kept.prune()
     assert list(kept.entries) == [2, 5, 6, 7]
-    assert kept.may_be_asked_for(state)
     state.floor, state.stragglers, state.low = 8, (), 8
-    assert not kept.may_be_asked_for(state)
     kept.add(8, b"8", state.low)
     kept.prune()
     assert list(kept.entries) == [8]

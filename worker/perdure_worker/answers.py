@@ -67,6 +67,12 @@ class Answers:
         if len(reply) > LARGE_REPLY_BYTES:
             self.peers.add_large(len(reply))
 
+    def reply_all(self, peer: Peer, replies: list[bytes], _: None) -> None:
+        """As `reply`, for many small ones of a peer that is not raw."""
+        if not peer.replies:
+            self.peers.dirty.append(peer)
+        peer.replies.extend(replies)
+
     def reply_item(self, peer: Peer, sequence: int, reply: bytes) -> None:
         """As `reply`, for one item of a stream."""
         self.reply(peer, sequence, reply)
@@ -79,6 +85,12 @@ class Answers:
             peer.dropped()
             return
         self.reply(peer, sequence, self.error_reply(sequence, error))
+
+    def refuse_arguments(self, peer: Peer, sequence: int, title: str, error: BaseException) -> None:
+        """What binds the arguments of a call has raised; users' constructors and validators run there."""
+        if not issubclass(type(error), PerdureError):  # isinstance would ask a user's __class__
+            error = InvalidArgument(f"{title}: an argument raised {describe_error(error)}")
+        self.refuse(peer, sequence, cast(PerdureError, error))
 
     def unread(self, peer: Peer) -> PerdureError | None:
         """Why a call of a peer that does not read its replies is refused; None for all others."""

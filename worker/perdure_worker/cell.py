@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,10 +23,13 @@ from perdure.streams import Stream
 from perdure.stub import Call, Stub, Target, make_target
 from perdure.web import WebReply, make_request, send_request
 from perdure.web_wire import FETCH
-from perdure_worker.clients import Request, nested_path
+from perdure.websocket import WebSocket, WebSocketResponse
+from perdure_worker.clients import Client, Request, nested_path
 from perdure_worker.interleaving import Exclusive
 from perdure_worker.object_outbox import ObjectOutbox
-from perdure_worker.turns import CURRENT, TURN_CHAIN, TURN_DEADLINE, TURN_METHOD, TURN_REQUEST
+from perdure_worker.sockets import sockets_of
+from perdure_worker.turns import CURRENT, TURN_CHAIN, TURN_DEADLINE, TURN_METHOD, TURN_REQUEST, TURN_SEQUENCE
+from perdure_worker.websocket_client import WebSocketClient
 
 if TYPE_CHECKING:
     from perdure.object import Storage
@@ -101,6 +104,31 @@ class HostCell:
         """See `Context.exclusive`."""
         return Exclusive(self._host, self._resident)
 
+    def accept_websocket(
+        self,
+        request: Any,
+        *,
+        tags: Iterable[str] = (),
+        attachment: Any = None,
+        protocol: str | None = None,
+    ) -> WebSocketResponse:
+        """See `Context.accept_websocket`."""
+        return sockets_of(self._host, self._resident).accept(request, tags, attachment, protocol)
+
+    def websockets(self, tag: str | None = None) -> list[WebSocket]:
+        """See `Context.websockets`."""
+        return sockets_of(self._host, self._resident).listed(tag)
+
+    def set_websocket_auto_response(self, request: str | None, response: str | None) -> None:
+        """See `Context.set_websocket_auto_response`."""
+        sockets_of(self._host, self._resident).set_auto_response(request, response)
+
+    def connect_websocket(
+        self, url: str, *, headers: Mapping[str, str] | None = None, subprotocols: Sequence[str] = ()
+    ) -> WebSocketClient:
+        """See `Context.connect_websocket`."""
+        return WebSocketClient(self._host, self._resident, url, headers, subprotocols)
+
     @property
     def old_fields(self) -> dict[str, Any]:
         """See `Context.old_fields`."""
@@ -166,6 +194,9 @@ class HostCell:
         if (parent := turn[TURN_REQUEST]) is not None:  # a turn that runs again repeats the ids
             progress = host.progress_of(turn)
             progress.calls += 1
+            if isinstance(parent, Client):
+                sequence = turn[TURN_SEQUENCE]
+                parent = parent.id, sequence, b"", min(parent.low, sequence)
             client, sequence, path, floor, *_ = parent
             request = client, sequence, nested_path(path, progress.calls), floor
         link: list[Any] = [resident.key, resident.label]

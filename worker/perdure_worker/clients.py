@@ -7,9 +7,12 @@ same client is known as such, so that a call in it which has ended since is not 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from sys import getrefcount
 from typing import Any
 
 from perdure.limits import Limits
+from perdure_storage.reply_log import ClientRecord, Record
 
 __all__ = ["CLIENT_ID_BYTES", "Client", "Clients", "Request", "labels_of", "nested_path", "read_context"]
 
@@ -22,15 +25,37 @@ _PATH_BYTES_MAX = 6 * _LIMITS.chain_depth_max
 
 # The id of a request: the client's id (16 bytes), its sequence, the path of ordinals below the client's own
 # call (empty for that call itself), and the client's floor: all its calls below have ended.  A request that
-# the user has named has a fifth element, the digest of method and arguments.  A plain tuple, because one is
-# made for every call.
+# the user has named has a fifth element, the digest of method and arguments.  Where a request belongs to a
+# call, the `Client` alone stands for its own call under the call's own sequence, if it tells what has ended.
 Request = tuple[Any, ...]
+
+_EVICT_LOOKS = 8
+_REFERENCES_OF_UNUSED = 3
+"""To a client that no message, waiting call or running turn knows: the table's, and those of the look."""
 
 
 class Client:
     """One client as this worker knows it."""
 
-    __slots__ = ("floor", "flush", "id", "last", "low", "settled", "since", "stragglers")
+    __slots__ = (
+        "dropped",
+        "floor",
+        "flush",
+        "group",
+        "highest",
+        "id",
+        "last",
+        "low",
+        "old",
+        "part",
+        "parts",
+        "repeated",
+        "running",
+        "stragglers",
+        "told_at",
+        "told_floor",
+        "told_stragglers",
+    )
 
     def __init__(self, client_id: bytes) -> None:
         self.id = client_id
@@ -43,15 +68,46 @@ class Client:
         """All calls below it have ended."""
         self.last = 0
         """Its latest call."""
-        self.since = 0
-        """The last of those calls whose records may be on disk and not in memory."""
-        self.settled = False
-        """Whether all of those have ended."""
+        # What `recorded.py` keeps of its own calls, where it tells which have ended.
+        self.highest = 0
+        """No call above it has come in here before."""
+        self.part: dict[int, Record] | None = None
+        """Replies recorded in the open commit group, by sequence."""
+        self.parts: dict[int, tuple[int, dict[int, Record]]] = {}
+        """Highest sequence and replies of former groups, by their place in the log, oldest first."""
+        self.old: dict[int, Record] = {}
+        """Replies that may still be asked for although later calls have ended."""
+        self.running: dict[int, Any] = {}
+        """Turns that have suspended, by the sequence of their call."""
+        self.repeated = 0
+        """No call above it has come in more than once."""
+        self.dropped = 0
+        """Calls up to it that are not recorded may have been, and must not run."""
+        self.told_at: int | None = None
+        """The place in the log that says last what the client told; None if its own row does."""
+        self.told_floor = 0
+        self.told_stragglers: tuple[int, ...] = ()
+        self.group = 0
+        """The commit group of its own row."""
 
-    def unsettle(self, sequence: int) -> None:
-        """Records of calls up to the latest, or to `sequence`, leave memory."""
-        self.since = max(self.since, self.last, sequence)
-        self.settled = self.low > self.since
+    def restore(self, told: ClientRecord) -> None:
+        """Takes what was stored of it."""
+        self.old = told.records
+        self.dropped = told.dropped
+        self.flush, self.last, self.floor = told.flush, told.last, told.floor
+        self.stragglers = self.told_stragglers = told.stragglers
+        self.told_floor = told.floor
+        self.low = min((told.floor, *told.stragglers))
+        self.highest = max((told.last, *told.records))
+
+    def find(self, sequence: int) -> Record | None:
+        """The recorded reply of one of its own calls."""
+        if self.part is not None and sequence in self.part:
+            return self.part[sequence]
+        for last, part in reversed(self.parts.values()):
+            if sequence <= last and sequence in part:
+                return part[sequence]
+        return self.old.get(sequence)
 
     def has_ended(self, sequence: int) -> bool:
         """Whether the client does not wait for this call any more, and will not send it again."""
@@ -64,6 +120,10 @@ class Clients:
     def __init__(self, count_max: int = _LIMITS.clients_known_max) -> None:
         self._clients: OrderedDict[bytes, Client] = OrderedDict()
         self._count_max = count_max
+        self.load: Callable[[Client], None] = _nothing_stored
+        """Called for a client whose first news come in."""
+        self.may_forget: Callable[[Client], bool] = _always
+        """Whether a client that nothing uses is stored as it should be; else it will be."""
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -78,18 +138,19 @@ class Clients:
         if type(head) is not list or len(head) < 4 or not set(map(type, head[1:])) <= {int}:
             raise TypeError("a client is 16 bytes, or a list of them and at least three numbers")
         client = self._get(head[0])
+        if not client.flush:
+            self.load(client)
         flush = head[1]
         if flush < client.flush:
             return client, True
         if flush > client.flush:
             client.last = head[2]
             if not client.flush:  # former incarnations may have recorded its calls
-                client.since = client.last
+                client.highest = max(client.highest, client.last)
             client.flush = flush
             client.floor = head[3]
             client.stragglers = tuple(head[4:])
             client.low = min(head[3:])
-            client.settled = client.low > client.since
         return client, False
 
     def find(self, client_id: bytes) -> Client | None:
@@ -102,11 +163,30 @@ class Clients:
             if type(client_id) is not bytes or len(client_id) != CLIENT_ID_BYTES:
                 raise TypeError(f"a client's id has {CLIENT_ID_BYTES} bytes")
             if len(self._clients) >= self._count_max:
-                self._clients.popitem(last=False)
+                self._make_room()
             client = self._clients[client_id] = Client(client_id)
         else:
             self._clients.move_to_end(client_id)
         return client
+
+    def _make_room(self) -> None:
+        # Those in use are passed over; when all are, the bound gives way for a while.
+        for _ in range(min(_EVICT_LOOKS, len(self._clients))):
+            client = next(iter(self._clients.values()))
+            if getrefcount(client) <= _REFERENCES_OF_UNUSED and self.may_forget(client):
+                del self._clients[client.id]
+                if len(self._clients) < self._count_max:
+                    return
+            else:
+                self._clients.move_to_end(client.id)
+
+
+def _nothing_stored(_: Client) -> None:
+    """There is no store."""
+
+
+def _always(_: Client) -> bool:
+    return True
 
 
 def read_context(context: Any) -> tuple[Any, Request | None]:

@@ -19,17 +19,17 @@ from contextvars import Context, copy_context
 from functools import partial
 from sys import getrefcount
 from types import CoroutineType
-from typing import Any, cast
+from typing import Any
 
 from perdure import codec, protocol
 from perdure.codec import SCALARS
 from perdure.converter import describe_error
-from perdure.errors import InvalidArgument, MessageTooLarge, PerdureError
+from perdure.errors import MessageTooLarge, PerdureError
 from perdure.methods import Method
 from perdure_worker import migrations
 from perdure_worker.answers import LARGE_REPLY_BYTES, ResultTooLarge
 from perdure_worker.cell import Aborted
-from perdure_worker.clients import Request
+from perdure_worker.clients import Client, Request
 from perdure_worker.interleaving import run_beside
 from perdure_worker.marks import MARK, describe
 from perdure_worker.pace import Pace
@@ -45,7 +45,6 @@ from perdure_worker.turns import (
     TURN_DEADLINE,
     TURN_METHOD,
     TURN_PEER,
-    TURN_REQUEST,
     TURN_SEQUENCE,
     Progress,
     Turn,
@@ -135,6 +134,11 @@ class Execution(Retries):
         enter(self.loop, self._spare)
         return task
 
+    def _check_spare(self) -> None:
+        if getrefcount(self._spare) != self._spare_references:
+            # Somebody kept it, and could cancel the turn that it serves next.
+            self._replace_spare().retire()
+
     # --- a turn
 
     def run_turn(
@@ -147,7 +151,7 @@ class Execution(Retries):
         kwargs: Any,
         deadline: float,
         chain: list[list[Any]] | None,
-        request: Request | None,
+        request: Client | Request | None,
     ) -> None:
         """Runs a turn to its end or first suspension.  Within `in_turns`; never raises."""
         turn: Turn = (peer, sequence, method, deadline, chain, request)
@@ -155,9 +159,7 @@ class Execution(Retries):
         try:
             arguments, keywords = method.bind(args, kwargs)
         except BaseException as error:  # users' constructors and validators run here
-            refusal = InvalidArgument(f"{method.title}: an argument raised {describe_error(error)}")
-            ours = issubclass(type(error), PerdureError)  # isinstance would ask a user's __class__
-            self.refuse(peer, sequence, cast(PerdureError, error) if ours else refusal)
+            self.refuse_arguments(peer, sequence, method.title, error)
             self.on_idle(resident)
             return
         self.turns += 1
@@ -197,9 +199,7 @@ class Execution(Retries):
         if suspended:
             self._suspend(resident, turn, coroutine, context, result)
             return
-        if getrefcount(self._spare) != self._spare_references:
-            # Somebody kept it, and could cancel the turn that it serves next.
-            self._replace_spare().retire()
+        self._check_spare()
         if failure is None:
             self._finish(resident, turn, result)
         else:
@@ -213,7 +213,7 @@ class Execution(Retries):
         task.marks, task.mark, task.pace = self.marks, self.marks.current(), self.pace
         task.turn = (resident, turn, self.loop.call_later(self.limits.turn_max_s, self._cut, task))
         if turn[TURN_METHOD] is not None:
-            self.windows.suspended(resident, turn, turn[TURN_REQUEST])
+            self.suspended(resident, turn)
         task.adopt(coroutine, context, yielded, self._on_task_done)
         if resident.inside is not None:
             resident.inside.suspended(turn, task)
@@ -243,7 +243,7 @@ class Execution(Retries):
         resident, turn, timer = task.turn
         timer.cancel()
         if turn[TURN_METHOD] is not None:
-            self.windows.ended(resident, turn[TURN_REQUEST])
+            self.not_suspended(resident, turn)
         self.touch(resident)
         try:
             if failure is None:

@@ -34,7 +34,8 @@ from perdure_worker.interleaving import can_start, goes_first
 from perdure_worker.mailbox import ExpiryWheel, Mailbox, Waiting
 from perdure_worker.pace import LOOKS_APART_MAX
 from perdure_worker.peers import Peer
-from perdure_worker.refusals import Refusals
+from perdure_worker.quick import QuickTurns
+from perdure_worker.recorded import SEQUENCE_END
 from perdure_worker.registry import ObjectClass
 from perdure_worker.resident import Resident
 from perdure_worker.retries import named_request
@@ -54,14 +55,13 @@ _AVERAGED_BYTES_MAX = 64 * 1024
 """Up to this size of a message, each waiting call in it counts as the average of them."""
 
 
-class Host(Refusals):
+class Host(QuickTurns):
     """All objects of one worker."""
 
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
         super().__init__(settings, parts)
         self.malformed = 0
         self._timeout_s = settings.limits.call_timeout_s
-        self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
         self._intake = Intake(settings.limits, parts.clock)
         self._at_once = 1  # calls between two looks at the clock: few while the last ones took long
         self._runnable: RoundRobin[Resident] = RoundRobin()
@@ -122,11 +122,7 @@ class Host(Refusals):
         """Takes calls, about a portion and one at least; the index of the first that is left."""
         count, enough, step = len(items), start + PORTION, self._at_once
         while start < enough:
-            for item in items[start : start + step]:
-                try:
-                    self._on_call(peer, client, item, base, now, size)
-                except BaseException as error:  # of one call, and none of the others'
-                    self._on_odd_call(peer, client, item, base, now, size, error)
+            self.take_calls(peer, client, items[start : start + step], base, now, size)
             start += step
             if start >= count:
                 return count
@@ -144,9 +140,9 @@ class Host(Refusals):
         sequence, namespace, key, name, method_name, args, kwargs, timeout_ms, chain = item
         if type(sequence) is not int or type(args) is not list or (kwargs and type(kwargs) is not dict):
             raise TypeError("a call's sequence is an int, its arguments are a list and a map")
-        request: Request = (client.id, sequence, b"", client.low)
-        if chain is not None:
-            chain, request = self._read_context(chain, request, item)
+        request: Any = client
+        if chain is not None or not client.flush:
+            chain, request = self._read_context(chain, client, item)
         resident = self.live.get(key)
         if resident is None or (name is not None and name != resident.name):
             try:
@@ -157,13 +153,10 @@ class Host(Refusals):
             except PerdureError as error:
                 self.refuse(peer, sequence, error)
                 return
-        window = resident.window
-        if window is not None and window.client is request[0] and sequence > window.highest:
-            window.highest = sequence  # the client's latest call here, so it cannot have been here before
-        else:
-            own = client if client.id is request[0] else None
-            if self.is_known(resident, peer, sequence, request, own):
-                return
+        if request is client and client.highest < sequence < SEQUENCE_END:
+            client.highest = sequence  # the client's latest call, so it cannot have been here before
+        elif self.is_known(resident, peer, sequence, request, client):
+            return
         method = resident.cls.methods.get(method_name)
         if method is None or resident.cls.namespace != namespace or chain or self.draining or self.peers.full:
             refusal = self._refusal(resident, namespace, method_name, method, chain) or self.unread(peer)
@@ -191,12 +184,12 @@ class Host(Refusals):
                 size = len(codec.encode(item))
             self._wait(resident, Waiting(peer, item, deadline, now, size, request, nested=bool(chain)))
 
-    def _read_context(self, context: Any, request: Request, item: list[Any]) -> tuple[Any, Request]:
+    def _read_context(self, context: Any, client: Client, item: list[Any]) -> tuple[Any, Client | Request]:
         """The chain, which takes the context's place in the item, and the request id."""
-        chain, of_another = read_context(context)
+        chain, of_another = read_context(context) if context is not None else (None, None)
         item[_CONTEXT] = chain
         if of_another is None:
-            return chain, request
+            return chain, client if client.flush else (client.id, item[0], b"", 0)
         if not of_another[2]:  # no turn's call: it has an id that its caller has chosen
             return chain, named_request(of_another, *item[4:7])
         return chain, of_another
@@ -472,6 +465,7 @@ class Host(Refusals):
             "commits": self.committer.durable,
             "commit_sequence": self.committer.sequence,
             **self.timetable.stats(),
+            **self.gateways.stats(),
             **self.marks.figures,
             **self.quarantine.figures(),
         }

@@ -315,7 +315,8 @@ def can_start(resident: Resident, mailbox: Mailbox) -> bool:
     waiting = mailbox.first()
     if waiting is None or waiting.item is None:
         return False
-    return resident.cls.methods[waiting.item[4]].interleaved
+    method = resident.cls.methods.get(waiting.item[4])  # none for the host's own work, which is serial
+    return method is not None and method.interleaved
 
 
 def goes_first(resident: Resident, method: str, chain: list[list[Any]] | None) -> bool:

@@ -17,7 +17,7 @@ from perdure.limits import Limits
 from perdure_worker.peers import Peer
 
 if TYPE_CHECKING:
-    from perdure_worker.clients import Request
+    from perdure_worker.clients import Client, Request
     from perdure_worker.system_turns import SystemTurn
 
 __all__ = ["ExpiryWheel", "Mailbox", "Waiting"]
@@ -41,7 +41,7 @@ class Waiting:
         deadline: float,
         arrived: float,
         size: int,
-        request: Request | None = None,
+        request: Client | Request | None = None,
         *,
         nested: bool = False,
     ) -> None:

@@ -62,6 +62,19 @@ class Outgoing:
         if waiting.bytes_for(identity) > self._full_bytes:
             self._full.add(identity)
 
+    def try_send(self, identity: bytes, header: bytes, body: bytes) -> bool | None:
+        """Sends now or not at all: false while the peer has no room, None when it is gone."""
+        if identity in self.waiting:
+            return False
+        try:
+            self._send((identity, header, body))
+        except WouldBlock:
+            return False
+        except PeerGone:
+            self._on_gone(identity)
+            return None
+        return True
+
     def send_some(self) -> None:
         """The door was read: some of those who wait may have room."""
         if self.waiting:

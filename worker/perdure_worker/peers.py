@@ -20,7 +20,7 @@ _LIMITS = Limits()
 class Peer:
     """The receiver of replies; `replies` are encoded and may leave now."""
 
-    __slots__ = ("gone", "identity", "origin", "probed", "raw", "replies", "sequences")
+    __slots__ = ("gone", "held", "held_for", "identity", "origin", "probed", "raw", "replies", "sequences")
 
     def __init__(self, identity: bytes, origin: bytes | None, *, raw: bool) -> None:
         self.identity = identity
@@ -31,6 +31,9 @@ class Peer:
         self.replies: list[bytes] = []
         self.sequences: list[int] = []
         """Of a raw peer, parallel to `replies`; inverted (`~sequence`) for items of a stream."""
+        self.held: list[bytes] = []
+        """Replies that wait for the commit group `held_for`, the last one that any waits for."""
+        self.held_for = 0
         self.gone = False
         """Whether its connection is known to be closed."""
         self.probed = False

@@ -39,8 +39,10 @@ from perdure_storage.commit import Committer
 from perdure_storage.endings import exit_of_open
 from perdure_storage.engine import Engine
 from perdure_storage.memory import MemoryEngine
+from perdure_storage.reply_log import fold
 from perdure_storage.shard import open_shard
 from perdure_worker.config import WorkerConfig
+from perdure_worker.epoch_messages import takers
 from perdure_worker.guard import Guard
 from perdure_worker.host import Host
 from perdure_worker.loader import load_application
@@ -120,14 +122,13 @@ class Worker:
             want_turns=self._want_turns,
             marks=guard.marks,
             quarantine=guard.quarantine,
+            send_frames=self._send_frames,
         )
         self._host = Host(_host_settings(config), parts)
+        self._takers = takers(self._host)
+        on_message, on_death = self._on_link_message, self._caller.on_death
         self._links = DoorLinks(
-            loop,
-            self._context,
-            on_message=self._on_link_message,
-            on_death=self._caller.on_death,
-            on_drained=_nothing,
+            loop, self._context, on_message=on_message, on_death=on_death, on_drained=_nothing
         )
         door = open_router(self._context, [config.door])
         self._door = Channel(loop, door, self._on_door, self._flush, lambda: self._host.has_room)
@@ -253,12 +254,9 @@ class Worker:
                 self._send_refusal(identity, origin, ShardUnavailable("this worker is stopping"), body)
             else:
                 self._host.on_calls(self._peers.get(identity, origin), body, head.stamp)
-        elif head.kind == protocol.STREAM:
+        elif (take := self._takers.get(head.kind)) is not None:
             if head.number == self._config.epoch:
-                self._host.streams.on_message(identity, origin, body)
-        elif head.kind == protocol.PART:
-            if head.number == self._config.epoch:
-                self._host.streams.bodies.on_message(identity, origin, body)
+                take(identity, origin, body)
         elif head.kind == protocol.CALL:
             call = protocol.read_call_header(header)
             peer = self._peers.get(identity, origin, raw=True)
@@ -307,6 +305,12 @@ class Worker:
         self._committer.flush()
         self._send_replies()
         self._outgoing.send_some()
+        if self._host.gateways.waiting:
+            self._host.gateways.send()
+
+    def _send_frames(self, identity: bytes, body: bytes) -> bool | None:
+        header = protocol.header(protocol.FRAMES, self._config.index, self._config.epoch)
+        return self._outgoing.try_send(identity, header, body)
 
     def _send_replies(self) -> None:
         if self._peers.dirty or self._peers.posted:
@@ -420,6 +424,7 @@ class Worker:
     def _tick(self) -> None:
         self._later(_TICK_S, self._tick)
         self._host.tick()
+        self._host.gateways.tick(reading=self._host.has_room and not self._host.draining)
         self._caller.tick()
         self._host.evict_idle()
         self._flush()
@@ -456,6 +461,7 @@ def main(argument: str) -> WorkerExit:
     try:
         shard = Path(config.shard)
         engine = MemoryEngine() if config.engine == "memory" else open_shard(shard, epoch=config.epoch)
+        fold(engine, int(time.time()))
         guard = Guard(config, engine, _LIMITS)
     except Exception as error:
         log.critical("the store cannot be opened: %s", error, extra={"shard": config.shard})
@@ -476,6 +482,7 @@ def _host_settings(config: WorkerConfig) -> HostSettings:
         slot_count=config.slot_count,
         idle_evict_s=config.idle_evict_s,
         live_objects_max=config.live_objects_max,
+        epoch=config.epoch,
         tracebacks=config.dev,
     )
 

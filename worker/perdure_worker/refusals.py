@@ -72,8 +72,7 @@ class Refusals(Residence):
         )
 
     def _unknown_method(self, namespace: str, method_name: Any) -> UnknownMethod:
-        methods = self.classes[namespace].methods
-        known = ", ".join(sorted(name for name in methods if "." not in name)) or "none"
+        known = self.classes[namespace].method_names
         if method_name == FETCH:
             return UnknownMethod(
                 f"{namespace} defines no fetch, so its objects take no HTTP requests; it has: {known}",

@@ -17,6 +17,7 @@ from perdure.object import DurableObject, namespace_of
 from perdure.web_wire import FETCH
 from perdure_storage import keys
 from perdure_worker import marks
+from perdure_worker.socket_methods import SocketHandlers, socket_methods
 from perdure_worker.web_methods import make_fetch_method
 
 __all__ = ["ObjectClass", "register"]
@@ -29,12 +30,15 @@ class ObjectClass:
         "alarm",
         "begin",
         "cls",
+        "field_exacts",
+        "field_names",
         "field_rows",
         "fields",
         "methods",
         "migrate",
         "namespace",
         "row_heads",
+        "sockets",
         "start_mark",
         "version",
     )
@@ -46,6 +50,9 @@ class ObjectClass:
         self.fields: tuple[DurableField, ...] = tuple(collect_fields(cls))
         self.field_rows = tuple(keys.FIELD + field.name.encode() for field in self.fields)
         """The tail of each field's key on disk, parallel to `fields`."""
+        self.field_names = tuple(field.name for field in self.fields)
+        self.field_exacts = tuple(field.exact for field in self.fields)
+        """The type whose values are stored as they are, of each field that has one."""
         self.row_heads: list[bytes] = []
         """By slot, how the keys of all rows of an object of this class begin, up to its id; see `place`."""
         self.start_mark = marks.describe(self.namespace, "on_start")
@@ -58,6 +65,14 @@ class ObjectClass:
             self.methods = {**self.methods, FETCH: make_fetch_method(cls, *fetch)}
         self.alarm = _handler(cls, "alarm", "alarm")
         """What runs when an alarm is due, and whether in a thread; None where the class has no handler."""
+        self.sockets = SocketHandlers(
+            _handler(cls, "websocket_message", "ws", "message"),
+            _handler(cls, "websocket_close", "ws", "code", "reason", "was_clean"),
+            _handler(cls, "websocket_error", "ws", "error"),
+        )
+        """What runs for messages and ends of WebSockets."""
+        if any(self.sockets) or fetch is not None:
+            self.methods = {**self.methods, **socket_methods(cls, self.sockets)}
         for method in self.methods.values():
             method.mark = marks.describe(self.namespace, method.name)
             if method.interleaved and method.is_generator:
@@ -65,6 +80,11 @@ class ObjectClass:
                     f"{cls.__qualname__}.{method.name} is an @interleaved async generator; "
                     "a stream is one serial turn of its object: leave out @interleaved"
                 )
+
+    @property
+    def method_names(self) -> str:
+        """What can be called by name, for messages: without the entries for gateways, which have a dot."""
+        return ", ".join(sorted(name for name in self.methods if "." not in name)) or "none"
 
     def place(self, slot_count: int) -> None:
         """Called once by the host, which knows how many slots there are."""

@@ -1,7 +1,8 @@
 """Calls that come in again: answered from their record, or by the turn that runs for them already.
 
 Guarantees that a call which took effect is not run again, whoever sends it again: the answer is the one
-that its first try got or would have got, and leaves no earlier (windows.py keeps the records).
+that its first try got or would have got, and leaves no earlier.  recorded.py keeps the records of calls
+whose client tells which have ended, windows.py those of all others.
 
 Runs in the worker's event loop.
 """
@@ -9,16 +10,17 @@ Runs in the worker's event loop.
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 from perdure import codec
 from perdure.errors import InvalidArgument, OutcomeUnknown, PerdureError
 from perdure.web_wire import FETCH, essence
 from perdure_worker.clients import Client, Clients, Request
 from perdure_worker.peers import Peer
+from perdure_worker.recorded import SEQUENCE_END, RecordedReplies
 from perdure_worker.resident import Resident
 from perdure_worker.settings import Collaborators, HostSettings
-from perdure_worker.turns import TURN_REQUEST, Progress, Turn
+from perdure_worker.turns import TURN_REQUEST, TURN_SEQUENCE, Progress, Turn
 from perdure_worker.windows import OTHER_CALL, TOO_LARGE, TOO_OLD, ReplyWindows
 from perdure_worker.writes import Writes
 
@@ -43,28 +45,48 @@ class Retries(Writes):
     def __init__(self, settings: HostSettings, parts: Collaborators) -> None:
         super().__init__(settings, parts)
         self.clients = Clients(settings.limits.clients_known_max)
-        self.windows = ReplyWindows(
+        self.windows = ReplyWindows(parts.engine, self._groups, settings.limits, parts.wall_clock)
+        self.recorded = RecordedReplies(
             parts.engine, self._groups, settings.limits, parts.wall_clock, self.clients
         )
+        self._groups.on_seal = self._on_seal
+
+    def _on_seal(self) -> None:
+        self.recorded.seal()
+        self.windows.seal()
 
     def is_known(
-        self, resident: Resident, peer: Peer, sequence: int, request: Request, client: Client | None
+        self, resident: Resident, peer: Peer, sequence: int, request: Client | Request, client: Client
     ) -> bool:
         """Whether the call has come in before, and is answered without another turn.
 
-        `client` is who sends it if the request id is its own.
+        `client` is who sends it, also where the request id is another's.
         """
         try:
-            known = self.windows.look_up(resident, request, client)
+            if request is client:
+                if abs(sequence) >= SEQUENCE_END:
+                    raise InvalidArgument("a call's sequence has 63 bits at most")
+                known = self.recorded.look_up(resident, client, sequence)
+            else:
+                request = cast(Request, request)
+                window = resident.window
+                if window is not None and window.client is request[0] and sequence > window.highest:
+                    window.highest = sequence  # the client's latest call here
+                    return False
+                own = client if client.id is request[0] else None
+                known = self.windows.look_up(resident, request, own)
         except PerdureError as error:
             self.refuse(peer, sequence, error)
             return True
         return known is not None and self._answer(resident, peer, sequence, known)
 
-    def is_known_now(self, resident: Resident, peer: Peer, sequence: int, request: Request) -> bool:
+    def is_known_now(self, resident: Resident, peer: Peer, sequence: int, request: Client | Request) -> bool:
         """As `is_known`, for a call that has waited for its turn."""
         try:
-            known = self.windows.look_again(resident, request)
+            if isinstance(request, Client):
+                known = self.recorded.look_again(resident, request, sequence)
+            else:
+                known = self.windows.look_again(resident, request)
         except PerdureError as error:
             self.refuse(peer, sequence, error)
             return True
@@ -97,10 +119,30 @@ class Retries(Writes):
         request = turn[TURN_REQUEST]
         if request is None:
             return
-        if progress is not None and not self._groups.dirty:
+        alone = progress is not None and not self._groups.dirty
+        if isinstance(request, Client):
+            record = self.recorded.record_alone if alone else self.recorded.record
+            record(resident.row_prefix(), request, turn[TURN_SEQUENCE], reply)
+        elif alone:
             self.windows.record_alone(resident, request, reply)
         else:
             self.windows.record(resident, request, reply)
+
+    def suspended(self, resident: Resident, turn: Turn) -> None:
+        """A caller's turn goes on later: other tries of its call can meet it until `not_suspended`."""
+        request = turn[TURN_REQUEST]
+        if isinstance(request, Client):
+            self.recorded.suspended(request, turn, turn[TURN_SEQUENCE])
+        else:
+            self.windows.suspended(resident, turn, request)
+
+    def not_suspended(self, resident: Resident, turn: Turn) -> None:
+        """The turn that had suspended has ended."""
+        request = turn[TURN_REQUEST]
+        if isinstance(request, Client):
+            self.recorded.ended(request, turn[TURN_SEQUENCE])
+        else:
+            self.windows.ended(resident, request)
 
     def reply_more(self, resident: Resident, progress: Progress, reply: bytes) -> None:
         """Who has sent the call again while it ran gets its reply, too."""

@@ -173,9 +173,8 @@ class Sends:
             )
         spec = entry.methods.get(method)
         if spec is None:
-            known = ", ".join(sorted(entry.methods)) or "none"
             raise UnknownMethod(
-                f"{target.namespace} has no callable method {method!r:.80}; it has: {known}",
+                f"{target.namespace} has no callable method {method!r:.80}; it has: {entry.method_names}",
                 namespace=target.namespace,
                 method=method[:80],
             )

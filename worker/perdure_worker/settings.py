@@ -30,6 +30,8 @@ class HostSettings:
     limits: Limits = field(default_factory=Limits)
     idle_evict_s: float = Limits.idle_evict_s
     live_objects_max: int = Limits.live_objects_max
+    epoch: int = 1
+    """Of this incarnation of the worker; higher than that of all earlier ones."""
     tracebacks: bool = False
     """Whether callers get the text of remote tracebacks (development only)."""
 
@@ -54,6 +56,8 @@ class Collaborators:
     """Seconds since the epoch; people set it, and it may be set back."""
     randomness: random.Random = field(default_factory=random.SystemRandom)
     """Jitter of pauses, and what makes one alarm differ from the next."""
+    send_frames: Callable[[bytes, bytes], bool | None] = lambda identity, body: None
+    """Hands a message of frames to a gateway's connection: false if it has no room, None if it is gone."""
     marks: Marks = field(default_factory=Marks)
     """Where the host notes what runs."""
     quarantine: Quarantine = field(default_factory=lambda: Quarantine(Limits(), time.time))

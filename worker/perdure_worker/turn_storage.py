@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from datetime import datetime, timedelta
 from functools import partial
+from typing import TYPE_CHECKING
 
 from perdure.alarm import DEFAULT_ALARM
 from perdure_storage.object_storage import StorageBackend
@@ -20,13 +21,16 @@ from perdure_storage.snapshot import SnapshotView
 from perdure_storage.transaction import Transaction
 from perdure_worker.alarm_storage import AlarmRules, AlarmStorage
 
+if TYPE_CHECKING:
+    from perdure_worker.sockets import ObjectSockets
+
 __all__ = ["TurnStorage"]
 
 
 class TurnStorage(AlarmStorage):
     """An object's storage; `in_turn` tells whether a turn of the object runs, `check_turn` raises if not."""
 
-    __slots__ = ("_check_turn", "_in_turn")
+    __slots__ = ("_check_turn", "_in_turn", "_sockets")
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class TurnStorage(AlarmStorage):
         )
         self._check_turn = check_turn
         self._in_turn = in_turn
+        self._sockets: ObjectSockets | None = None  # of an object that has asked for them
 
     def transaction(self) -> Transaction:
         """See `Storage.transaction`."""

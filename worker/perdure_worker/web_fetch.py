@@ -22,6 +22,8 @@ from perdure.converter import describe
 from perdure.errors import InvalidArgument
 from perdure.limits import Limits
 from perdure.web_wire import check_headers
+from perdure.websocket import UPGRADE_SCOPE_KEY
+from perdure_worker.sockets import Upgrade
 from perdure_worker.web_bodies import BodyTooLarge, Incoming
 
 if TYPE_CHECKING:
@@ -56,14 +58,17 @@ async def serve(
     request = _ObjectRequest(_scope(wire), incoming)
     try:
         try:
-            response = await _run(method, host, instance, request)
+            with Upgrade(host, resident, wire["socket"]) as upgrade:
+                response = await _run(method, host, instance, request)
+                accepted = upgrade.end(response)
+            if accepted is not None:
+                return accepted
         except (HTTPException, BodyTooLarge) as error:
             host.discard(resident)
             response = _error_response(error)
         _check(method, response)
         if type(response).__call__ is Response.__call__:
-            extra = getattr(response, "perdure_extra", None)
-            return [response.status_code, _headers(method, response.raw_headers), bytes(response.body), extra]
+            return [response.status_code, _headers(method, response.raw_headers), bytes(response.body), None]
         return await host.streams.drive(resident, turn, _items(method, response, request, incoming))
     finally:
         host.streams.bodies.end(incoming)
@@ -98,7 +103,7 @@ def _scope(wire: dict[str, Any]) -> dict[str, Any]:
         "path_params": {"path": path},
     }
     if wire["socket"] is not None:
-        scope["perdure.socket"] = wire["socket"]
+        scope[UPGRADE_SCOPE_KEY] = wire["socket"]
     return scope
 
 
@@ -116,7 +121,7 @@ def _check(method: FetchMethod, response: Any) -> None:
             f"{method.title}: a background task of a response would run when the turn is over and nothing "
             "can be stored; use self.ctx.send(...) or an alarm, or do it before you return"
         )
-    if not 200 <= response.status_code <= 599 and getattr(response, "perdure_extra", None) is None:
+    if not 200 <= response.status_code <= 599:
         raise ValueError(f"{method.title}: {response.status_code} is no status of a response")
     body = getattr(response, "body", b"")
     if len(body) > _BODY_BYTES_MAX:

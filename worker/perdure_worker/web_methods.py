@@ -33,7 +33,7 @@ class HandlerMethod(Method):
         self.title = title
         self.mark = b""
         self.blocking = blocking
-        self.is_generator = self.interleaved = self.public = self.plain = False
+        self.is_generator = self.interleaved = self.public = self.plain = self.quick = False
         self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         self.accepts_no_args = False
         self.bind = self.check_arguments

@@ -1,5 +1,8 @@
 """Recorded replies: a call that wrote is answered again, never run again.  Pure; worker's event loop.
 
+For calls under a request id that is not their sender's own (turns make them, users name them), and for
+clients that do not tell which of their calls have ended; recorded.py is for the rest, the ordinary ones.
+
 Guarantees, for the calls of one client at one object (a window):
 
 - a turn that wrote has its reply in the commit group of its last write, so a retry with the same request id
@@ -12,7 +15,7 @@ A window is one row of the object (`keys.REPLY` and the client's id).  What its 
 dropped at the next write, so that a row usually holds one reply and is overwritten in place.  In memory are
 the windows of clients that called lately.
 
-A call that its client has not sent before to this object costs 0.1 µs, its record 0.15 µs, and the row of a
+A call that its client has not sent before to this object costs 0.2 µs, its record 0.15 µs, and the row of a
 group 1.6 µs: see docs/decisions/0009-recorded-replies.md.
 """
 
@@ -27,7 +30,7 @@ from perdure.errors import StorageError
 from perdure_storage import keys
 from perdure_storage.engine import Engine
 from perdure_storage.records import seal, unseal
-from perdure_worker.clients import Client, Clients, Request
+from perdure_worker.clients import Client, Request
 from perdure_worker.messages import CLIENT_MARK
 from perdure_worker.turns import TURN_REQUEST, Turn
 
@@ -119,12 +122,6 @@ class Window:
         if self.key is not None:
             entries[self.key] = self.reply
         return entries
-
-    def may_be_asked_for(self, state: Client) -> bool:
-        """Whether it knows of calls that have not ended yet."""
-        if self.key is None and not self.dropped:
-            return False
-        return any(not state.has_ended(n) for n in (self.dropped, *map(_number, self.entries)) if n > 0)
 
     def add(self, key: Any, reply: Any, floor: int) -> None:
         """Records a reply; `floor` is what the call knew of its client's ended calls."""
@@ -223,10 +220,8 @@ class ReplyWindows:
         groups: GroupCommit,
         limits: Limits,
         wall_clock: Callable[[], float],
-        clients: Clients,
     ) -> None:
         self._engine = engine
-        self._clients = clients
         self._groups = groups
         self._wall_clock = wall_clock
         self._pack = codec.make_packer()
@@ -242,7 +237,6 @@ class ReplyWindows:
         """With records in the open group."""
         self._loaded: deque[Window] = deque()
         """The longest not looked at first."""
-        groups.on_seal = self._on_seal
 
     def __len__(self) -> int:
         return len(self._loaded)
@@ -347,17 +341,15 @@ class ReplyWindows:
     def _load(self, resident: Resident, client: bytes, state: Client | None) -> Window:
         row = resident.row_prefix() + keys.REPLY + client
         window = Window(resident, client, state, row)
-        # Of a settled client all that may be asked for again is in memory: nothing to read (3 to 10 µs less).
-        if state is None or not state.settled:
-            record = self._engine.get(row)
-            if record is not None:
-                window.load(unseal(row, record))
+        record = self._engine.get(row)
+        if record is not None:
+            window.load(unseal(row, record))
         self._loaded.append(window)
         if len(self._loaded) > self._count_max:
             self._look_at(self._loaded.popleft(), forget=True)
         return window
 
-    def _on_seal(self) -> None:
+    def seal(self) -> None:
         """The open group is closed: the rows of its windows go into it."""
         if not self._dirty:
             return
@@ -428,9 +420,6 @@ class ReplyWindows:
         if not forget or window.running or window.group > self._groups.durable:
             self._loaded.append(window)
             return
-        state = window.state or self._clients.find(window.client)
-        if state is not None and window.may_be_asked_for(state):
-            state.unsettle(window.highest)
         window.resident = None
         others = window.others
         if others is not None:

@@ -32,6 +32,7 @@ from perdure_storage.records import seal
 from perdure_worker import migrations
 from perdure_worker.alarm_storage import AlarmRules
 from perdure_worker.answers import Answers
+from perdure_worker.gateways import Gateways
 from perdure_worker.resident import Resident
 from perdure_worker.sends import Sends
 from perdure_worker.settings import Collaborators, HostSettings
@@ -61,6 +62,8 @@ class Writes(Answers, ABC):
         )
         """When something is due for which object: alarms, delayed sends."""
         self.sends = Sends(self, parts)
+        self.gateways = Gateways(self, parts, settings.epoch)
+        """Who holds the sockets of this worker's objects."""
         self._alarm_rules = AlarmRules(
             self.timetable.now_us,
             parts.randomness.randbytes,
@@ -127,8 +130,9 @@ class Writes(Answers, ABC):
         if groups.uncommitted_bytes > self.limits.uncommitted_bytes_max:
             self.paused = True
 
-    def _join_storage(self, resident: Resident, storage: ObjectStorage, stores: bool) -> None:
+    def _join_storage(self, resident: Resident, storage: TurnStorage, stores: bool) -> None:
         if storage._dirty:
+            frames = storage._sockets.take() if storage._sockets is not None else None
             sends = self.sends.take(resident, storage) if self.sends.plans else None
             stores = storage._stores or stores
             if sends:
@@ -141,6 +145,8 @@ class Writes(Answers, ABC):
             self.gate.hold(group, (_settle, storage, group, None))
             if sends:
                 self.gate.hold(group, (self.sends.leave, sends, None, None))
+            if frames:
+                self.gateways.join(frames)
         if self.undo and self.undo.pop(resident.key, None) is not None:
             resident.named = resident.misnamed = False
             resident.version = 0
@@ -231,6 +237,8 @@ class Writes(Answers, ABC):
         if resident.storage is not None:
             resident.storage._discard()
             self.sends.forget(resident)
+            if resident.storage._sockets is not None:
+                resident.storage._sockets.rollback()
         turn = resident.turn
         if resident.instance is not None and (
             turn is None or turn is resident.inside or turn[TURN_PEER] is not None
