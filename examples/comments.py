@@ -6,7 +6,8 @@ Run it with `perdure run examples/comments.py` and open http://127.0.0.1:8080/. 
 
 The widget speaks over one WebSocket, so that a page of another site may hold it: allow that site where the
 gateway is made, `Gateway(classes=..., allow_origins=["https://site.example"])` in serving.py.  A thread
-wakes when somebody writes; its readers' sockets stay open meanwhile.  Who writes again after a lost connection is taken once.
+wakes when somebody writes; its readers' sockets stay open meanwhile.  Who writes again
+after a lost connection is taken once.
 """
 
 from __future__ import annotations
