@@ -113,7 +113,9 @@ class Round:
 
 
 def _rate_over_limit(form: str, outstanding: int, one: Round) -> float:
-    return one.rate("perdure", form, outstanding) / one.rate("limit", form, outstanding)
+    limit = one.rate("limit", form, outstanding)
+    # A machine that stands still for a whole cell gives 0, of which nothing is a multiple.
+    return one.rate("perdure", form, outstanding) / limit if limit else float("nan")
 
 
 def _p50_over_limit(form: str, one: Round) -> float:
