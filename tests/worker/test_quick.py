@@ -340,3 +340,11 @@ def test_a_client_of_one_call_a_message_gets_one_reply_a_message(make_scene: Any
         scene.send([number, *item[1:]], head=[ME, number, number, 1], peer=peer)
     scene.commit()
     assert [Sent(scene, peer, number).result() for number in (1, 2)] == [2, 3]
+
+
+def test_a_turn_that_deletes_a_durable_field_fails_and_leaves_it_as_it_was(make_scene: Any) -> None:
+    scene = make_scene(Numbers)
+    scene.call(Numbers, "a", "count")
+    with pytest.raises(Exception, match="a durable field cannot be deleted"):
+        scene.call(Numbers, "a", "delete_a_field")
+    assert scene.call(Numbers, "a", "count") == 2

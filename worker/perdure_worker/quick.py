@@ -183,7 +183,7 @@ class QuickTurns(Refusals):
         try:
             for saved in resident.saved:
                 index += 1
-                now = getattr(instance, cls.field_names[index], resident)
+                now = getattr(instance, cls.field_names[index])
                 if now is not saved:
                     kind = type(now)
                     if kind is not type(saved) or kind is not cls.field_exacts[index] or kind not in _FIELDS:
