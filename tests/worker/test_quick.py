@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perdure import DurableObject, Limits, durable
+from perdure import DurableObject, Limits, durable, interleaved
 from perdure_storage import keys
 from perdure_storage.reply_log import fold, read_client
 from perdure_worker import quick
@@ -68,6 +68,15 @@ class Everything(DurableObject):
         self.text = text
         return text
 
+    @interleaved
+    async def set_beside(self, number: int) -> int:
+        self.number = number
+        return number
+
+    async def delete_a_field(self) -> int:
+        del self.number
+        return 1
+
     async def no_annotation(self, value):  # type: ignore[no-untyped-def]
         return value
 
@@ -86,6 +95,13 @@ class Numbers(DurableObject):
     fail = Everything.fail
     count_and_put = Everything.count_and_put
     wipe = Everything.wipe
+    plain = Everything.plain
+    set_beside = Everything.set_beside
+    delete_a_field = Everything.delete_a_field
+
+    def count_plainly(self) -> int:
+        self.number += 1
+        return self.number
 
     async def count_and_go(self) -> int:
         self.number += 1
@@ -121,10 +137,21 @@ VALUES = st.one_of(
     st.none(),
     st.just([1, 2]),
 )
-ODD = ["count_and_put", "count_and_go", "abort_after_all", "wipe", "fail", "slow", "unknown"]
+ODD = [
+    "delete_a_field",
+    "count_and_put",
+    "count_and_go",
+    "abort_after_all",
+    "wipe",
+    "fail",
+    "slow",
+    "unknown",
+]
 CALLS = st.one_of(
     st.tuples(st.just("set"), st.tuples(st.sampled_from(["number", "text", "real"]), VALUES)),
     st.tuples(st.just("count"), st.one_of(st.just(()), st.tuples(VALUES), st.tuples(VALUES, VALUES))),
+    st.tuples(st.just("plain"), st.tuples(st.sampled_from(["", "x", 5, "y" * 2_000]))),
+    st.tuples(st.just("set_beside"), st.tuples(st.integers(0, 2))),
     st.tuples(st.just("set_two"), st.tuples(st.integers(0, 2), st.sampled_from(["", "x"]))),
     st.tuples(st.sampled_from(ODD), st.just(())),
 )
@@ -243,16 +270,81 @@ def test_an_ordinary_turn_takes_the_short_cut(make_scene: Any, monkeypatch: pyte
     assert [count(2), count(3)] == [4, 6]
 
 
-def test_ordinary_turns_wait_while_too_many_bytes_wait_for_the_disk(make_scene: Any) -> None:
+def test_plain_functions_and_calls_that_waited_end_in_the_short_cut(
+    make_scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = make_scene(Numbers)
+    peer = scene.peer(b"another")
+
+    def send(number: int, method: str, *args: Any) -> Sent:
+        item = scene.item(Numbers, "a", method, *args, timeout_ms=5_000)
+        scene.send([number, *item[1:]], head=[ME, number, number, 1], peer=peer)
+        return Sent(scene, peer, number)
+
+    ended: list[str] = []
+    finish = type(scene.host)._finish
+
+    def note(host: Any, resident: Any, turn: Any, result: Any) -> None:
+        ended.append(turn[2].name)
+        finish(host, resident, turn, result)
+
+    send(1, "count")
+    scene.commit()
+    monkeypatch.setattr(type(scene.host), "_finish", note)
+    calls = [send(2, "plain", "x"), send(3, "slow"), send(4, "count"), send(5, "plain", "y")]
+    scene.advance(1.0)
+    scene.commit()
+    assert [call.result() for call in calls] == ["x", 2, 3, "y"]
+    assert ended == ["slow"]
+    assert scene.fields(Numbers, "a") == {"number": 3, "text": "y"}
+
+
+@pytest.mark.parametrize("method", ["count", "plain"])
+def test_ordinary_turns_wait_while_too_many_bytes_wait_for_the_disk(make_scene: Any, method: str) -> None:
     scene = make_scene(Numbers, limits=Limits(uncommitted_bytes_max=1_000))
     scene.call(Numbers, "a", "count")
     peer = scene.peer(b"another")
     calls = []
     for number in range(1, 60):
-        item = scene.item(Numbers, "a", "count", timeout_ms=60_000)
+        args = [] if method == "count" else [f"text {number}"]
+        item = scene.item(Numbers, "a", method, *args, timeout_ms=60_000)
         scene.send([number, *item[1:]], head=[ME, number, number, 1], peer=peer)
         calls.append(Sent(scene, peer, number))
     assert scene.host.paused
     assert scene.committer.uncommitted_bytes < 2_000
     scene.commit()
-    assert [call.result() for call in calls] == list(range(2, 61))
+    results = [call.result() for call in calls]
+    assert results == (list(range(2, 61)) if method == "count" else [f"text {n}" for n in range(1, 60)])
+
+
+def test_calls_that_waited_wait_on_while_too_many_bytes_wait_for_the_disk(make_scene: Any) -> None:
+    scene = make_scene(Numbers, limits=Limits(uncommitted_bytes_max=1_000))
+    scene.call(Numbers, "a", "count")
+    peer = scene.peer(b"another")
+    items = [scene.item(Numbers, "a", method, timeout_ms=60_000) for method in ("slow", *["count"] * 200)]
+    scene.send(*([n, *item[1:]] for n, item in enumerate(items, 1)), head=[ME, 1, 1, 1], peer=peer)
+    scene.advance(1.0)
+    assert scene.host.paused
+    assert scene.committer.uncommitted_bytes < 4_000
+    scene.commit()
+    assert [Sent(scene, peer, n).result() for n in range(1, 202)] == list(range(2, 203))
+
+
+@pytest.mark.parametrize("method", ["count", "count_plainly"])
+def test_a_client_of_one_call_a_message_gets_one_reply_a_message(make_scene: Any, method: str) -> None:
+    scene = make_scene(Numbers)
+    scene.call(Numbers, "a", "count")
+    peer = scene.peer(b"raw", raw=True)
+    for number in (1, 2):
+        item = scene.item(Numbers, "a", method, timeout_ms=5_000)
+        scene.send([number, *item[1:]], head=[ME, number, number, 1], peer=peer)
+    scene.commit()
+    assert [Sent(scene, peer, number).result() for number in (1, 2)] == [2, 3]
+
+
+def test_a_turn_that_deletes_a_durable_field_fails_and_leaves_it_as_it_was(make_scene: Any) -> None:
+    scene = make_scene(Numbers)
+    scene.call(Numbers, "a", "count")
+    with pytest.raises(Exception, match="a durable field cannot be deleted"):
+        scene.call(Numbers, "a", "delete_a_field")
+    assert scene.call(Numbers, "a", "count") == 2

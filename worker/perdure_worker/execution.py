@@ -96,6 +96,10 @@ class Execution(Retries):
         """A turn of the object has ended."""
 
     @abstractmethod
+    def _end(self, resident: Resident, turn: Turn, result: Any) -> None:
+        """As `_finish`, of a turn that did not suspend."""
+
+    @abstractmethod
     def touch(self, resident: Resident) -> None:
         """A turn that took time has ended: the object was in use until now."""
 
@@ -201,7 +205,7 @@ class Execution(Retries):
             return
         self._check_spare()
         if failure is None:
-            self._finish(resident, turn, result)
+            self._end(resident, turn, result)
         else:
             self._fail(resident, turn, failure)
             failure = None  # its traceback holds this frame

@@ -13,12 +13,12 @@ from zlib import crc32
 from perdure import codec
 from perdure.codec import SCALARS
 from perdure.errors import InvalidArgument, StorageError
+from perdure.fields import DurableField
 from perdure.ids import ObjectId
 from perdure_storage import keys, records
 from perdure_storage.engine import Engine
 
 if TYPE_CHECKING:
-    from perdure.fields import DurableField
     from perdure_worker.interleaving import Inside
     from perdure_worker.mailbox import Mailbox
     from perdure_worker.registry import ObjectClass
@@ -29,6 +29,11 @@ __all__ = ["Encoded", "Resident"]
 
 # Index of the field, what to remember as saved, and its encoding.
 Change = tuple[int, Any, bytes]
+
+
+# Not through `__dict__`: an instance keeps its values without one until somebody asks for it, which takes 64
+# bytes more an object, and a step more to each value.
+_fill = object.__setattr__
 
 
 class Encoded(bytes):
@@ -157,7 +162,6 @@ class Resident:
         cls = self.cls.cls
         instance = cls.__new__(cls)
         self.instance = instance
-        fill = object.__setattr__  # a dict made through `__dict__` takes 64 bytes and a step to a value more
         self.saved = saved = []
         for field in self.cls.fields:
             payload_or_none = stored.pop(field.name, None)
@@ -171,7 +175,7 @@ class Resident:
             else:
                 value = field.load(codec.decode(payload_or_none))
                 saved.append(value if field.immutable(value) else Encoded(payload_or_none))
-            fill(instance, field.name, value)
+            _fill(instance, field.name, value)
         if migrates:
             return old | {name: codec.decode(payload) for name, payload in stored.items()}
         for name in stored:
@@ -202,19 +206,19 @@ class Resident:
 
     def reload_fields(self) -> None:
         """Puts back what storage has, after a turn that must leave no trace."""
-        values = self.instance.__dict__
+        instance = self.instance
         for field, saved in zip(self.cls.fields, self.saved, strict=True):
             if type(saved) is not Encoded:
-                values[field.name] = saved
-            elif self.inside is None or not _encodes_to(saved, field, values.get(field.name)):
+                _fill(instance, field.name, saved)
+            elif self.inside is None or not _encodes_to(saved, field, getattr(instance, field.name)):
                 # Of other turns inside, what this one did not change stays the object that they know.
-                values[field.name] = field.load(codec.decode(saved))
+                _fill(instance, field.name, field.load(codec.decode(saved)))
 
     def reset_fields(self) -> None:
         """Puts defaults back: the object's rows are being deleted."""
-        values = self.instance.__dict__
         for index, field in enumerate(self.cls.fields):
-            value = values[field.name] = field.default()
+            value = field.default()
+            _fill(self.instance, field.name, value)
             self.saved[index] = value if field.immutable(value) else Encoded(codec.encode(field.dump(value)))
 
     def changed_fields(self, pack: Callable[[Any], bytes], size_max: int) -> list[Change] | None:
@@ -223,12 +227,12 @@ class Resident:
         Raises `InvalidArgument` when a field holds what cannot be stored, `StorageError` when it is
         larger than `size_max` bytes encoded.
         """
-        values = self.instance.__dict__
+        instance = self.instance
         changes: list[Change] | None = None
         index = 0
         for saved in self.saved:
             field = self.cls.fields[index]
-            value = values.get(field.name, self)
+            value = getattr(instance, field.name)
             if value is not saved:
                 change = self._change(index, field, saved, value, pack)
                 if change is not None:
@@ -254,7 +258,7 @@ class Resident:
         immutable = field.immutable(value)
         if immutable and field.same(saved, value):
             return None
-        if value is self:
+        if kind is DurableField:  # the class's, which shows where the instance has none
             raise InvalidArgument(f"{self.cls.namespace}.{field.name}: a durable field cannot be deleted")
         try:
             plain = field.dump(value)
