@@ -217,6 +217,27 @@ def test_an_early_answer_reaches_a_client_that_still_sends_its_body() -> None:
     assert answer.endswith(b"too large")
 
 
+def test_a_client_may_go_on_sending_for_a_moment_after_an_early_answer() -> None:
+    """Else it would be reset while it writes, and many clients never look at the answer then."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await respond(send, 413, b"too large")
+
+    async def scenario() -> bytes:
+        async with serving(app, limits(http_linger_s=60.0)) as scene:
+            reader, writer = await scene.connect()
+            writer.write(HEAD + b"content-length: 900000\r\n\r\n" + b"x" * 100)
+            await reader.readuntil(b"too large")
+            [connection] = scene.server.server_state.connections
+            for sent in range(1, 21):
+                writer.write(b"x" * 10_000)
+                await until(lambda sent=sent: connection._received >= sent * 10_000)
+            return await read_all(reader)
+
+    assert run(scenario) == b""
+
+
 def test_what_follows_an_unread_body_is_no_further_request() -> None:
     """The rest of a refused body must not be taken for the next request of the connection."""
     paths = []
