@@ -229,6 +229,20 @@ def test_many_gateways_are_bounded(make_scene: Make) -> None:
     Gateway(scene, b"x" * 16)
 
 
+def test_a_gateway_that_is_killed_again_and_again_does_not_keep_its_successors_out(make_scene: Make) -> None:
+    scene = serve(make_scene, Room, limits=Limits(gateways_max=3))
+    for index in range(5):
+        killed = Gateway(scene, bytes([index]) * 16)
+        killed.upgrade(Room, "r")
+        pass_time(scene, 6)
+    assert scene.call(Room, "r", "seen").count(["closed", 1006, "", False, 0]) == 5
+    assert len(scene.host.gateways) == 3
+    assert frame_rows(scene) == [(0, 0)] * 3, "what is known of the last three"
+    pass_time(scene, Limits().gateway_lost_s)
+    killed.say()
+    assert killed.lost == 1, "the last one is still known as lost"
+
+
 # --- who does not read
 
 

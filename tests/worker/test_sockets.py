@@ -181,6 +181,8 @@ def test_a_handler_that_raises_sends_nothing_and_changes_nothing(gateway: Gatewa
     assert scene.call(Room, "r", "tagged") == [number, other]
     (record,) = [r for r in caplog.records if r.message.startswith("websocket_message raised")]
     assert (record.object, record.error) == ("Room/r", "ValueError: oops")
+    assert "oops" in record.remote_traceback
+    assert [r for r in caplog.records if r.levelname == "ERROR"] == [record]
     assert gateway.frame(Room, "r", number, "echo on") == 0
     assert gateway.got == {number: ["on"]}
 

@@ -164,7 +164,7 @@ class Gateways:
     def _admit(self, gateway: bytes) -> _Gateway:
         state = self._known.get(gateway)
         if state is None:
-            if len(self._known) >= self._limits.gateways_max:
+            if len(self._known) >= self._limits.gateways_max and not self._forget_oldest():
                 raise Overloaded("too many gateways are known here", limit="gateways_max")
             state = self._known[gateway] = _Gateway(gateway, self.epoch)
         return state
@@ -419,9 +419,22 @@ class Gateways:
         assert state.lost_ms is not None
         age_ms = self._host.timetable.now_ms() - state.lost_ms
         if age_ms > self._limits.gateway_lost_kept_s * 1000 and state.id not in self._losses:
-            self._host.committer.delete(keys.frames_key(state.id, 0, 0))
-            self._host.want_flush()
-            del self._known[state.id]
+            self._forget(state)
+
+    def _forget_oldest(self) -> bool:
+        """Makes room at the cost of a lost gateway; whether there is one.
+
+        A gateway that is killed again and again must not keep its successors out for a day.
+        """
+        over = [s for s in self._known.values() if s.lost_ms is not None and s.id not in self._losses]
+        if over:
+            self._forget(min(over, key=lambda state: state.lost_ms or 0))
+        return bool(over)
+
+    def _forget(self, state: _Gateway) -> None:
+        self._host.committer.delete(keys.frames_key(state.id, 0, 0))
+        self._host.want_flush()
+        del self._known[state.id]
 
     def stats(self) -> dict[str, int]:
         """Figures of this worker's gateways."""

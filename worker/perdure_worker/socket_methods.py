@@ -15,6 +15,7 @@ from perdure.converter import describe_error
 from perdure.errors import InvalidArgument, MessageTooLarge
 from perdure.limits import Limits
 from perdure.methods import Method
+from perdure.remote_errors import dump_exception
 from perdure_storage.keys import SOCKET_KEY_BYTES
 from perdure_worker.socket_handles import Socket
 from perdure_worker.sockets import ObjectSockets, run_handler, sockets_of
@@ -61,8 +62,9 @@ class _EventMethod(Method):
         self.mark = b""
         self.function = function  # type: ignore[assignment]
         self.bind = bind  # type: ignore[assignment]
-        self.is_generator = self.blocking = self.interleaved = self.quick = False
-        self.is_async = self.public = self.plain = True
+        # Not public: what handlers raise is logged here, with the socket.
+        self.is_generator = self.blocking = self.interleaved = self.quick = self.public = False
+        self.is_async = self.plain = True
         self.accepts_no_args = False
         self.result_exact = None  # every result is converted
         self.result_identity = False
@@ -122,6 +124,7 @@ async def _watched(sockets: ObjectSockets, socket: Socket, coroutine: Coroutine[
 def _tell(sockets: ObjectSockets, socket: Socket, error: BaseException) -> None:
     # Nobody reads the answer of a message, so this is where its failure shows.
     told = {"object": sockets.label, "socket": socket.id, "error": describe_error(error)}
+    told["remote_traceback"] = dump_exception(error, sockets.label, with_traceback=True)["traceback"]
     log.error("websocket_message raised; what it did is undone", extra=told)
 
 
