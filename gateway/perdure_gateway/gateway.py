@@ -162,7 +162,7 @@ class Gateway:
             if place is None:
                 await self._serve_page(raw_path.decode("latin-1"), root_path, scope, answer)
             elif (failure := self.admits(scope, place.namespace)) is not None:
-                await answer.fail(failure)
+                await self._turn_away(failure, scope, answer)
             elif (method := self.public.find(place.namespace, place.path)) is not None:
                 client = self._client or await self.client()
                 target = client.target(place.namespace, self.key_of(place), self.timeout)
@@ -176,6 +176,14 @@ class Gateway:
             failure = failure_of(error)
             error_id = _log_internal(failure, error, place) if failure.internal else ""
             await answer.fail(failure, error_id)
+
+    async def _turn_away(self, failure: Failure, scope: Any, answer: Answer) -> None:
+        """Browsers ask without the page's token whether a page may send one; it learns nothing by that."""
+        page = scope["method"] == "OPTIONS" and any(name == b"origin" for name, _ in scope["headers"])
+        if failure is NO_TOKEN and page and self.public.admits_page(scope["headers"], answer):
+            await self.public.serve_options(answer)
+        else:
+            await answer.fail(failure)
 
     async def _serve_page(self, path: str, root_path: str, scope: Any, answer: Answer) -> None:
         opened: frozenset[str] | None = frozenset("*")
@@ -203,7 +211,10 @@ class Gateway:
             "path": place.path,
             "raw_path": place.raw_path,
             "query": scope["query_string"],
-            "headers": [list(pair) for pair in headers if not self._is_internal(pair[0])],
+            # An upgrade that comes here is none: servers hand those of WebSockets over as such.
+            "headers": [
+                list(pair) for pair in headers if pair[0] != b"upgrade" and not self._is_internal(pair[0])
+            ],
             "scheme": scope.get("scheme", "http"),
             "client": None if client is None else [client[0], client[1]],
             "root_path": place.root_path,

@@ -133,6 +133,22 @@ class SocketConnection(WebSocketsSansIOProtocol):
         self.transport.write(data)
         return True
 
+    async def send(self, message: Any) -> None:
+        """What the application says."""
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = (
+                True  # denied with a response of the application's own, which is no error
+            )
+
+    def refuse_unread(self) -> None:
+        """The request cannot be read as an upgrade: it has a body, or a line beyond the bounds."""
+        text = b"The request for a WebSocket cannot be read: it has no body, and lines of up to 8 KiB.\n"
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
+        self.close_sent = True
+        self.transport.write(b"%bcontent-length: %d\r\nconnection: close\r\n\r\n%b" % (head, len(text), text))
+        self.transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """It has ended."""
         super().connection_lost(exc)

@@ -381,6 +381,8 @@ async def _refuse(scope: Message, send: Send, failure: Failure, error: Exception
     error_id = ""
     if failure.internal:
         error_id = secrets.token_hex(8)
-        log.error("an upgrade failed: %s", error, extra={"error_id": error_id}, exc_info=error)
+        known = isinstance(error, RemoteError) or hasattr(error, "object_id")  # the worker has its traceback
+        exc_info = None if known else error
+        log.error("an upgrade failed: %s", error, extra={"error_id": error_id}, exc_info=exc_info)
     body = failure.body(error_id)
     await _deny(scope, send, failure.status, failure.all_headers(len(body)), body)
