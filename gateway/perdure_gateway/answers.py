@@ -79,6 +79,7 @@ class Answer:
         finally:
             leaving.cancel()
             sending.cancel()
+            await asyncio.wait((sending,))  # nobody reads the chunks any more when they are closed
 
     async def _send_chunks(
         self, status: int, headers: list[tuple[bytes, bytes]], chunks: AsyncIterator[bytes]

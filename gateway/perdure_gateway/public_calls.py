@@ -10,6 +10,7 @@ application runs.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any
@@ -38,6 +39,9 @@ _FOREIGN = Failure(403, "ForeignOrigin", "pages of this origin may not call meth
 _NO_JSON = Failure(415, "UnsupportedMediaType", "send arguments with Content-Type: application/json")
 _ALLOW = (b"allow", b"OPTIONS, POST")
 _PREFLIGHT_S = b"600"
+_FIRST_VALUE_S = 1.0
+"""How long the status waits for the first value of a stream, or for what refuses it."""
+_END: Any = object()
 
 
 class PublicCalls:
@@ -101,8 +105,8 @@ class PublicCalls:
         args, kwargs = method.read(body.first)
         sender: Any = client if request_id is None else NamedRequests(request_id, client)
         if method.streams:
-            lines = _lines(sender.start_stream(target, method.name, args, kwargs, None))
-            await answer.stream(200, [_LINES, _NOT_STORED, *answer.shared], lines, receive)
+            stream = sender.start_stream(target, method.name, args, kwargs, None)
+            await _serve_stream(stream, [_LINES, _NOT_STORED, *answer.shared], receive, answer)
             return
         try:
             result = await sender.start(target, method.name, args, kwargs, None)
@@ -178,13 +182,33 @@ def _declared(error: Exception) -> Failure:
     return Failure(422, type(error).__name__, text)
 
 
-async def _lines(stream: Any) -> AsyncIterator[bytes]:
+async def _serve_stream(
+    stream: Any, headers: list[tuple[bytes, bytes]], receive: Any, answer: Answer
+) -> None:
+    # What fails at once gets the status of its error; who waits for an event that comes later gets the head.
+    first: asyncio.Future[Any] = asyncio.ensure_future(anext(stream, _END))
     try:
-        async for value in stream:
+        await asyncio.wait((first,), timeout=_FIRST_VALUE_S)
+        error = first.exception() if first.done() else None
+        if error is None:
+            await answer.stream(200, headers, _lines(first, stream), receive)
+        elif isinstance(error, PerdureError):
+            raise error
+        elif isinstance(error, Exception):
+            await answer.fail(_declared(error))
+    finally:
+        first.cancel()
+        await asyncio.wait((first,))
+        await stream.aclose()
+
+
+async def _lines(first: asyncio.Future[Any], stream: Any) -> AsyncIterator[bytes]:
+    try:
+        value = await first
+        while value is not _END:
             yield dump_json(value) + b"\n"
+            value = await anext(stream, _END)
     except PerdureError as error:
         yield failure_of(error).body()
     except Exception as error:  # as in `serve`
         yield _declared(error).body()
-    finally:
-        await stream.aclose()

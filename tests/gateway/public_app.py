@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -26,6 +27,13 @@ class Line:
     when: datetime
     tags: set[str] = field(default_factory=set)
     children: list[Line] = field(default_factory=list)
+
+
+@dataclass
+class Order:
+    line: Line
+    colour: Colour
+    count: int
 
 
 class Place(TypedDict, total=False):
@@ -58,12 +66,12 @@ class Mixin:
 
 class Shop(DurableObject, Mixin):
     @public
-    async def order(self, line: Line, colour: Colour = Colour.RED, *, count: int = 1) -> dict[str, Any]:
+    async def order(self, line: Line, colour: Colour = Colour.RED, *, count: int = 1) -> Order:
         """Orders something.
 
         The second paragraph says more.
         """
-        return {"price": line.price, "when": line.when, "colour": colour, "count": count}
+        return Order(line, colour, count)
 
     @public
     async def scalars(self, day: date, key: UUID, data: bytes, ratio: float, flag: bool | None) -> list[Any]:
@@ -72,8 +80,8 @@ class Shop(DurableObject, Mixin):
     @public
     async def containers(
         self, pair: tuple[int, UUID], many: dict[str, date], keyed: dict[int, str], point: Point, place: Place
-    ) -> Any:
-        return [pair, many, keyed, point, place]
+    ) -> tuple[tuple[int, UUID], dict[str, date], dict[int, str], Point, Place]:
+        return pair, many, keyed, point, place
 
     @public
     async def person(self, person: Person) -> Person:
@@ -98,6 +106,13 @@ class Shop(DurableObject, Mixin):
     @public
     async def count(self, to: int) -> AsyncIterator[int]:
         for number in range(to):
+            yield number
+
+    @public
+    async def events(self, most: int) -> AsyncIterator[int]:
+        if most == 0:  # an event that never comes
+            await asyncio.get_running_loop().create_future()
+        for number in range(most):
             yield number
 
     async def private(self) -> str:

@@ -138,7 +138,7 @@ class Answers:
         if method is None or not (method.public or method.name == FETCH):
             return
         raised = dump_exception(error, resident.label, with_traceback=True)
-        if "registered" in raised or issubclass(type(error), PerdureError):
+        if "registered" in raised:  # the caller is told
             return
         facts = {"object": resident.label, "remote_traceback": raised["traceback"]}
         log.error("%s raised %s: %s", method.title, raised["type"], raised["message"], extra=facts)
