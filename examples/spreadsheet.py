@@ -145,7 +145,7 @@ class Book:
         return found
 
     def _calculate(self, cells: set[str]) -> None:
-        """Each cell after those that it reads; what is left over reads itself in a circle."""
+        """Each cell after those that it reads; what is left over reads a circle, or is in it."""
         missing = {cell: len(self._reads(cell) & cells) for cell in cells}
         ready = [cell for cell, count in missing.items() if count == 0]
         while ready:
@@ -158,7 +158,7 @@ class Book:
                     if missing[reader] == 0:
                         ready.append(reader)
         for cell in missing:
-            self._values[cell] = Wrong("#CYCLE!")
+            self._values[cell] = CYCLE
 
     def _reads(self, cell: str) -> frozenset[str]:
         formula = self._formulas.get(cell)
@@ -167,6 +167,8 @@ class Book:
     def _value(self, cell: str) -> Value | Wrong:
         formula = self._formulas.get(cell)
         if formula is not None:
+            if any(self._values.get(name) == CYCLE for name in formula.reads):
+                return CYCLE  # before all other errors, so that the order of edits makes no difference
             return formula.value(lambda name: self._values.get(name, ""))
         text = self._texts.get(cell, "")
         try:
@@ -180,6 +182,9 @@ class Wrong:
     """Why a formula has no value, as spreadsheets write it."""
 
     code: str
+
+
+CYCLE = Wrong("#CYCLE!")
 
 
 class FormulaError(Exception):

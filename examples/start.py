@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from cart import Cart, Shelf
 from chat import ChatLimiter, ChatLobby, ChatRoom
+from chunked import RangeChunk, RangeDatabase, RangeDirectory
 from comments import Thread
 from counter import Counter
+from crdt import Replica
 from feed import Account
 from game import Match
 from home import Device, House
+from kv import KvEdge, KvShard
 from serving import site
 from spreadsheet import Sheet
 
@@ -24,7 +27,13 @@ __all__ = [
     "Counter",
     "Device",
     "House",
+    "KvEdge",
+    "KvShard",
     "Match",
+    "RangeChunk",
+    "RangeDatabase",
+    "RangeDirectory",
+    "Replica",
     "Sheet",
     "Shelf",
     "Thread",
@@ -32,5 +41,6 @@ __all__ = [
 
 app = site(
     "index",
-    *(Account, Cart, ChatLobby, ChatRoom, Counter, Device, House, Match, Sheet, Shelf, Thread),
+    *(Account, Cart, ChatLobby, ChatRoom, Counter, Device, House, KvEdge, Match, RangeDatabase, Replica),
+    *(Sheet, Shelf, Thread),
 )

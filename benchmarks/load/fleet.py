@@ -20,6 +20,8 @@ from perdure.errors import PerdureError
 
 __all__ = ["ClientFailed", "Fleet"]
 
+_END_TIMEOUT_S = 10.0
+"""Between a client's report and its end; milliseconds are usual."""
 _LINE_BYTES_MAX = 256 * 1024 * 1024
 """A report holds three numbers for each object."""
 
@@ -58,6 +60,11 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for client in self._clients:
+            if error is None:
+                # It has reported and ends by itself. A kill at just that moment takes its exit status from
+                # asyncio (Popen.send_signal polls), which then logs an "Unknown child process".
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(client.wait(), _END_TIMEOUT_S)
             if client.returncode is None:
                 client.kill()
             await client.wait()

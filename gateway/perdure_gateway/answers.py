@@ -28,12 +28,14 @@ _INTERNAL = b"x-perdure-"
 class Answer:
     """The answer to one request: given once, whatever happens."""
 
-    __slots__ = ("_method", "_send", "started")
+    __slots__ = ("_method", "_send", "shared", "started")
 
     def __init__(self, method: str, send: Any) -> None:
         self._method = method
         self._send = send
         self.started = False
+        self.shared: tuple[tuple[bytes, bytes], ...] = ()
+        """Headers of what the gateway itself answers: the page that asks may read it."""
 
     async def give(self, reply: web.WebReply, receive: Any) -> None:
         """What the object has answered."""
@@ -88,7 +90,7 @@ class Answer:
 
     async def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """An answer of the gateway's own; its length is added."""
-        await self._begin(status, [*headers, (b"content-length", b"%d" % len(body))])
+        await self._begin(status, [*headers, *self.shared, (b"content-length", b"%d" % len(body))])
         await self._send({"type": "http.response.body", "body": body})
 
     async def fail(self, failure: Failure, error_id: str = "") -> None:
@@ -96,7 +98,7 @@ class Answer:
         if self.started:
             raise BrokenOff(failure.message)
         body = failure.body(error_id)
-        await self._begin(failure.status, failure.all_headers(len(body)))
+        await self._begin(failure.status, [*failure.all_headers(len(body)), *self.shared])
         await self._send({"type": "http.response.body", "body": body})
 
 

@@ -31,11 +31,31 @@ class State(IntEnum):
     """The connection is gone."""
 
 
-class Frame(NamedTuple):
+class Frame:
     """A message to clients; many queues may hold the same one."""
 
-    data: str | bytes
-    size: int
+    __slots__ = ("_wire", "data", "size")
+
+    def __init__(self, data: str | bytes, size: int) -> None:
+        self.data = data
+        self.size = size
+        """In bytes."""
+        self._wire: bytes | None = None
+
+    def wire(self) -> bytes:
+        """As a server writes it (RFC 6455 §5.2); made once, for all sockets that get it."""
+        if self._wire is None:
+            is_text = isinstance(self.data, str)
+            payload = self.data.encode() if isinstance(self.data, str) else self.data
+            size = len(payload)
+            if size < 126:
+                head = bytes((0x81 if is_text else 0x82, size))
+            elif size < 1 << 16:
+                head = bytes((0x81 if is_text else 0x82, 126)) + size.to_bytes(2, "big")
+            else:
+                head = bytes((0x81 if is_text else 0x82, 127)) + size.to_bytes(8, "big")
+            self._wire = head + payload
+        return self._wire
 
 
 class Close(NamedTuple):

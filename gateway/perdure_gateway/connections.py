@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "GuardedConfig", "Rules"]
 
 
+_END_OF_HOST = re.compile(rb"[/?#]")
 _JOINED_BYTES_MAX = 64 * 1024
 """A larger body is not copied behind its headers."""
 
@@ -137,6 +139,10 @@ class Connection(HttpToolsProtocol):
         self._refusal: tuple[int, str] | None = None
         self._address: str | None = None
         self._counted = False
+        self._running: RequestResponseCycle | None = None
+        """The request that is being answered, while `cycle` is one that came behind it."""
+        self._framing = 0
+        """Bytes since the last of the body: sizes of chunks, and what follows on the last one."""
         self._unsent: tuple[int, float] | None = None
         """How much waits to be sent, and since when that is so much."""
 
@@ -154,6 +160,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It has ended."""
         super().connection_lost(exc)
+        if self._running is not None:
+            _tell_left(self._running)
         self._leave()
 
     def _leave(self) -> None:
@@ -163,12 +171,26 @@ class Connection(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """Hands the connection over; from now on its sockets' protocol counts it."""
+        if self._unanswered() is not None or self.parser.get_http_version() == "1.0":
+            self._end(
+                400, "A WebSocket is asked for with HTTP/1.1, behind the answers to what was sent before."
+            )
+            return
         super().handle_websocket_upgrade()
         protocol = self.transport.get_protocol()
-        if isinstance(protocol, SocketConnection) and self._counted:
-            self._counted = False
-            protocol.counted(self._rules.admission, self._address)
+        if isinstance(protocol, SocketConnection):
+            if self._counted:
+                self._counted = False
+                protocol.counted(self._rules.admission, self._address)
+            if not protocol.handshake_initiated:
+                self._rules.cut += 1
+                protocol.refuse_unread()
         self._leave()
+
+    def _unanswered(self) -> RequestResponseCycle | None:
+        """The request that is being answered."""
+        cycle = self._running or self.cycle
+        return None if cycle is None or cycle.response_complete else cycle
 
     # --- what comes
 
@@ -186,15 +208,18 @@ class Connection(HttpToolsProtocol):
             self._begin(Phase.HEAD)
         elif phase is Phase.BODY:
             self._since = self._rules.now
+            self._framing += len(data)
         self._received += len(data)
         super().data_received(data)
         if self._phase is Phase.HEAD and self._received > self._limits.http_headers_bytes_max:
             self._end(431, "The headers are too large.")
+        elif self._phase is Phase.BODY and self._framing > self._limits.http_headers_bytes_max:
+            self._end(431, "The trailer is too large.")
 
     def _begin(self, phase: Phase) -> None:
         self._phase = phase
         self._since = self._begun = self._rules.now
-        self._received = 0
+        self._received = self._framing = 0
 
     def on_message_begin(self) -> None:
         """The parser has found the begin of a request."""
@@ -202,22 +227,42 @@ class Connection(HttpToolsProtocol):
         if self._phase is not Phase.HEAD:  # the second of two that came together
             self._begin(Phase.HEAD)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """The parser has read a header, or a field behind a chunked body.
+
+        What comes there is no header (RFC 9110 §6.5.1): whoever stands in front has not looked at it.
+        """
+        if self._phase is Phase.HEAD:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The parser has read the headers."""
         self._check_head()
         if self._refusal is not None:
             raise _Refused
         self._begin(Phase.BODY)
+        before = self.cycle
         super().on_headers_complete()
-        if self.cycle is not None:
-            self.cycle.transport = self._transport  # type: ignore[assignment]
+        cycle = self.cycle
+        if cycle is None or cycle is before:  # an upgrade
+            return
+        cycle.transport = self._transport  # type: ignore[assignment]
+        if self.pipeline and self._running is None:
+            self._running = before
+        if self.parser.should_upgrade():  # to what nobody here speaks: the parser reads no more behind it
+            cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """The parser has read a piece of the body."""
+        self._framing = 0
+        super().on_body(body)
 
     def _check_head(self) -> None:
-        size, hosts = len(self.url), 0
+        size, hosts, host = len(self.url), 0, b""
         for name, value in self.headers:
             size += len(name) + len(value)
             if name == b"host":
-                hosts += 1
+                hosts, host = hosts + 1, value
             elif name == b"transfer-encoding" and (
                 value.lower() != b"chunked" or self.parser.get_http_version() == "1.0"
             ):
@@ -227,6 +272,12 @@ class Connection(HttpToolsProtocol):
             self._refusal = 431, "The headers are too large."
         elif hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):
             self._refusal = 400, "A request has one Host header."
+        elif self.parser.get_http_version() not in ("1.1", "1.0"):
+            self._refusal = 505, "This is a server of HTTP/1.1."
+        elif self.parser.get_method() == b"CONNECT":
+            self._refusal = 501, "This is no proxy."
+        elif self.url[:1] != b"/" and hosts and _host_of(self.url) not in (host.lower(), b""):
+            self._refusal = 400, "The request names one host, and its Host header another."
 
     def on_message_complete(self) -> None:
         """The parser has read the body."""
@@ -254,6 +305,7 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
+            self._running = cycle if self.pipeline else None
             self._start_asgi_task(cycle, app)
         elif self._phase is Phase.ANSWER:
             self._phase = Phase.IDLE
@@ -280,8 +332,8 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._rules.cut += 1
-        cycle = self.cycle
-        if cycle is not None and cycle.response_started and not cycle.response_complete:
+        cycle = self._unanswered()
+        if cycle is not None and cycle.response_started:
             self.transport.abort()
             return
         phrase = HTTPStatus(status).phrase
@@ -290,9 +342,8 @@ class Connection(HttpToolsProtocol):
         self.transport.write(
             f"{head}{retry}content-length: {len(text) + 1}\r\nconnection: close\r\n\r\n{text}\n".encode()
         )
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
+        if cycle is not None:
+            _tell_left(cycle)
         self._begin(Phase.LINGER)
         with contextlib.suppress(OSError, RuntimeError):
             self.transport.write_eof()
@@ -335,3 +386,13 @@ class Connection(HttpToolsProtocol):
         elif now - self._unsent[1] >= self._limits.http_write_stall_s:
             self._rules.cut += 1
             self.transport.abort()
+
+
+def _tell_left(cycle: RequestResponseCycle) -> None:
+    cycle.disconnected = True
+    cycle.message_event.set()
+
+
+def _host_of(url: bytes) -> bytes:
+    """The host of a target in absolute form; "" for one that names none."""
+    return _END_OF_HOST.split(url.partition(b"://")[2], maxsplit=1)[0].lower()

@@ -1,10 +1,11 @@
 """Tells objects that a socket has ended: `web.closed`, again and again until it is answered.
 
-Pure; runs in the gateway's event loop.  The worker removes the socket in the turn that handles it and does
-nothing for one that it does not know, so repeating is harmless; each object hears of each of its sockets
-once.  At most `socket_endings_in_flight_max` are on their way: a worker that dies with ten thousand sockets
-open, or a network that takes all clients with it, is no flood.  What ends with this gateway is told by
-its silence (see seats.py).
+Pure; runs in the gateway's event loop.  The worker removes the socket in the turn that handles it, also when
+the handler raises, and does nothing for one that it does not know.  So repeating is harmless, and needed
+after every error: the object may just have failed to start.  Each object hears of each of its sockets once.
+At most `socket_endings_in_flight_max` are on their way: a worker that dies with ten thousand sockets open, or
+a network that takes all clients with it, is no flood.  What ends with this gateway is told by its silence
+(see seats.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from perdure.errors import NotExecuted, OutcomeUnknown, Overloaded
+from perdure.errors import Overloaded
 from perdure.limits import Limits
 from perdure.stub import Target
 from perdure_gateway.timers import Timers
@@ -96,14 +97,14 @@ class Endings:
 
     def _ended(self, ending: Ending, _: Any, error: BaseException | None) -> None:
         self._in_flight -= 1
-        if isinstance(error, NotExecuted | OutcomeUnknown):
+        if error is not None:  # of an object that could not start, too; what was handled is answered
             pause = min(_PAUSE_MAX_S, _FIRST_PAUSE_S * 2 ** min(ending.attempts, _DOUBLINGS_MAX))
             pause *= 0.5 + self._random.random()
             if isinstance(error, Overloaded):
                 pause = max(pause, error.retry_after)
             ending.attempts += 1
             self._timers.at(self._clock() + pause, lambda: self._again(ending))
-        else:  # a handler that raised has had its turn, and the socket is gone
+        else:
             self.open -= 1
         self._start()
 

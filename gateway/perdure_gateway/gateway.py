@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 import time
 from collections.abc import Iterable
@@ -46,7 +45,6 @@ __all__ = ["Gateway"]
 
 log = logging.getLogger("perdure.gateway")
 
-_FORBIDDEN = re.compile(rb"[\r\n\0]")
 _REQUEST_ID_CHARS_MAX = 255
 _INTERNAL = b"x-perdure-"
 
@@ -111,7 +109,8 @@ class Gateway:
         client, self._client = self._client, None
         sockets, self._websockets = self._websockets, None
         if sockets is not None:
-            await sockets.stop(self.limits.drain_timeout_s)
+            # Servers end connections before this; what their objects were not told by now, silence tells.
+            await sockets.stop(self.limits.goodbye_timeout_s)
             sockets.close()
         if client is not None:
             await client.close()
@@ -163,7 +162,7 @@ class Gateway:
             if place is None:
                 await self._serve_page(raw_path.decode("latin-1"), root_path, scope, answer)
             elif (failure := self.admits(scope, place.namespace)) is not None:
-                await answer.fail(failure)
+                await self._turn_away(failure, scope, answer)
             elif (method := self.public.find(place.namespace, place.path)) is not None:
                 client = self._client or await self.client()
                 target = client.target(place.namespace, self.key_of(place), self.timeout)
@@ -178,6 +177,14 @@ class Gateway:
             error_id = _log_internal(failure, error, place) if failure.internal else ""
             await answer.fail(failure, error_id)
 
+    async def _turn_away(self, failure: Failure, scope: Any, answer: Answer) -> None:
+        """Browsers ask without the page's token whether a page may send one; it learns nothing by that."""
+        page = scope["method"] == "OPTIONS" and any(name == b"origin" for name, _ in scope["headers"])
+        if failure is NO_TOKEN and page and self.public.admits_page(scope["headers"], answer):
+            await self.public.serve_options(answer)
+        else:
+            await answer.fail(failure)
+
     async def _serve_page(self, path: str, root_path: str, scope: Any, answer: Answer) -> None:
         opened: frozenset[str] | None = frozenset("*")
         if self.tokens is not None:
@@ -191,8 +198,6 @@ class Gateway:
 
     async def _forward(self, place: Place, scope: Any, receive: Any, answer: Answer) -> None:
         headers = scope["headers"]
-        if _FORBIDDEN.search(b" ".join([value for _, value in headers])) is not None:
-            raise InvalidArgument("a header's value holds a CR, LF or NUL")
         body = await read_body(
             receive,
             headers,
@@ -206,7 +211,10 @@ class Gateway:
             "path": place.path,
             "raw_path": place.raw_path,
             "query": scope["query_string"],
-            "headers": [list(pair) for pair in headers if not self._is_internal(pair[0])],
+            # An upgrade that comes here is none: servers hand those of WebSockets over as such.
+            "headers": [
+                list(pair) for pair in headers if pair[0] != b"upgrade" and not self._is_internal(pair[0])
+            ],
             "scheme": scope.get("scheme", "http"),
             "client": None if client is None else [client[0], client[1]],
             "root_path": place.root_path,

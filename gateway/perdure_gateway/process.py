@@ -99,6 +99,12 @@ def make_app(config: GatewayConfig, module: ModuleType, limits: Limits) -> Any:
         )
     if not callable(app):
         raise ApplicationError(f"{config.app}: `app` is no ASGI application: it cannot be called")
+    if config.tokens or config.allow_origins:
+        # Passed over, they would leave open what their user takes for closed.
+        raise ApplicationError(
+            f"{config.app} has an `app` of its own, which --http-tokens and --allow-origin do not reach: "
+            "give its Gateway(...) tokens= and allow_origins="
+        )
     return app
 
 
@@ -166,7 +172,8 @@ def main(arguments: list[str]) -> int:
         lifeline.end_with(config.parent)
     logs.setup("gateway", log_json=config.log_json, level=config.log_level)
     server_log = logging.getLogger("uvicorn.error")
-    server_log.setLevel(logging.WARNING)  # of starts and stops we tell ourselves
+    # Of starts and stops we tell ourselves; what clients send that is no HTTP is counted.
+    server_log.setLevel(logging.ERROR)
     server_log.addFilter(_is_news)
     descriptors.raise_limit()
     # What the user's module connects to by itself is this cluster.

@@ -79,13 +79,11 @@ class PublicCalls:
     ) -> None:
         """One request to a method's path.  Raises the errors of calls, and those of bodies."""
         headers = scope["headers"]
-        origin = next((value for name, value in headers if name == b"origin"), None)
-        if origin is not None and not may_upgrade(headers, self._origins):
+        if not self.admits_page(headers, answer):
             await answer.fail(_FOREIGN)
             return
-        shared = () if origin is None else ((b"access-control-allow-origin", origin), (b"vary", b"origin"))
         if scope["method"] == "OPTIONS":
-            await answer.whole(204, [_ALLOW, *shared, *(_preflight() if shared else ())], b"")
+            await self.serve_options(answer)
             return
         if scope["method"] != "POST":
             await answer.fail(Failure(405, "MethodNotAllowed", "call it with POST", headers=(_ALLOW,)))
@@ -104,7 +102,7 @@ class PublicCalls:
         sender: Any = client if request_id is None else NamedRequests(request_id, client)
         if method.streams:
             lines = _lines(sender.start_stream(target, method.name, args, kwargs, None))
-            await answer.stream(200, [_LINES, _NOT_STORED, *shared], lines, receive)
+            await answer.stream(200, [_LINES, _NOT_STORED, *answer.shared], lines, receive)
             return
         try:
             result = await sender.start(target, method.name, args, kwargs, None)
@@ -113,7 +111,22 @@ class PublicCalls:
         except Exception as error:  # of a class that the user has marked to travel
             await answer.fail(_declared(error))
             return
-        await answer.whole(200, [_JSON, _NOT_STORED, *shared], dump_json(result))
+        await answer.whole(200, [_JSON, _NOT_STORED], dump_json(result))
+
+    def admits_page(self, headers: Any, answer: Answer) -> bool:
+        """Whether the page that asks, if it is one, may; then it may read the answer, too."""
+        origin = next((value for name, value in headers if name == b"origin"), None)
+        if origin is None:
+            return True
+        if not may_upgrade(headers, self._origins):
+            return False
+        answer.shared = ((b"access-control-allow-origin", origin), (b"vary", b"origin"))
+        return True
+
+    @staticmethod
+    async def serve_options(answer: Answer) -> None:
+        """What a page may ask for here."""
+        await answer.whole(204, [_ALLOW, *(_preflight() if answer.shared else ())], b"")
 
     # --- pages
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -56,7 +57,7 @@ class PublicMethod:
         if not body or body.isspace():
             return [], None
         try:
-            value = json.loads(body, parse_constant=_refuse)
+            value = json.loads(body, parse_constant=_refuse, parse_float=_number)
         except (ValueError, RecursionError) as error:
             raise InvalidArgument(f"the body is no JSON: {error}") from None
         if type(value) is dict:
@@ -86,6 +87,11 @@ class PublicMethod:
             raise InvalidArgument(f"{self.title}: argument{where}{error}") from None
         except RecursionError:
             raise InvalidArgument(f"{self.title}: argument{where} is nested too deep") from None
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text)
 
 
 def _refuse(text: str) -> NoReturn:

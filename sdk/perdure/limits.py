@@ -67,6 +67,11 @@ class Limits:
     http_part_wait_s: float = 30.0
     """A body of which nothing came for this long has lost its sender: it holds its object's turn."""
 
+    websocket_client_message_bytes_max: int = 1 * MIB
+    """Largest message of a WebSocket that an object opens itself, either way."""
+    websocket_client_timeout_s: float = 10.0
+    """How long opening and closing such a socket and sending a message may take: the turn waits for it."""
+
     # --- queues
     client_queue_bytes_max: int = 64 * MIB
     """Calls that a client holds for workers that do not take them; beyond it `Overloaded` at once."""
@@ -165,7 +170,7 @@ class Limits:
     """Calls that a client sends again in a second; what is more waits longer, so that a cluster that lost a
     worker is not hit again by everybody at once."""
 
-    # --- WebSockets
+    # --- sockets of objects
     socket_tags_max: int = 10
     """Tags of one WebSocket (Cloudflare's number): they are looked up, and written with each change of it."""
     socket_tag_chars_max: int = 256
@@ -185,7 +190,7 @@ class Limits:
     frames_unacked_bytes_max: int = 8 * MIB
     """Frames that a worker sends a gateway beyond what that has taken; the rest stays on disk meanwhile."""
     frames_unacked_max: int = 8_192
-    """The same in records, each of which is what one turn sends to its sockets."""
+    """The same in records, of which many are small; acknowledgements come after 64 of them or 20 ms."""
     frames_log_bytes_max: int = 512 * MIB
     """Frames that a gateway which is heard from does not take; beyond it, it is given up as lost."""
     gateways_max: int = 256
@@ -265,7 +270,7 @@ class Limits:
     socket_queue_bytes_max: int = 1 * MIB
     """Messages that wait for one client that does not read; beyond it the client is closed (1013)."""
     socket_queue_frames_max: int = 1_024
-    """The same as a number of messages, each of which costs memory beside its bytes."""
+    """The same as a number of messages: small ones cost memory of their own, and none should be too old."""
     socket_frame_wait_s: float = 30.0
     """How long a client's message waits for an object that is not available; then the client is closed."""
     socket_ping_s: float = 20.0
@@ -285,7 +290,7 @@ class Limits:
     socket_writes_per_tick: int = 256
     """Clients that are written to in one loop tick, so that a broadcast to thousands holds nobody up."""
     sockets_per_gateway_max: int = 20_000
-    """WebSockets of one gateway, whatever server it stands in: 20 KB each, and a descriptor."""
+    """WebSockets of one gateway, whatever server it stands in: 15 KB each, and a descriptor."""
     sockets_per_address_max: int = 1_024
     """The same from one address, loopback exempt: one client must not take all, but many may share one."""
 

@@ -7,7 +7,7 @@ private attribute; this module only says what they can do.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, overload
@@ -20,7 +20,7 @@ from perdure.outbox import Outbox
 from perdure.storage import ReadableStorage, Snapshot, Transaction
 from perdure.websocket import Upgradable, WebSocket, WebSocketResponse
 
-__all__ = ["Context", "DurableObject", "Storage", "namespace_of"]
+__all__ = ["Context", "DurableObject", "Storage", "WebSocketConnection", "namespace_of"]
 
 T = TypeVar("T")
 _Keys = Iterable[str]
@@ -89,6 +89,34 @@ class Storage(ReadableStorage, Protocol):
 
     async def sync(self) -> None:
         """Waits until everything written so far is durable: a commit point within the turn."""
+
+
+class WebSocketConnection(Protocol):
+    """A WebSocket that an object has opened; see `Context.connect_websocket`.
+
+    Everything raises `websockets.exceptions.ConnectionClosed` when it is closed (its `code` and `reason` say
+    how), and `RuntimeError` outside of the turn that opened it.
+    """
+
+    @property
+    def subprotocol(self) -> str | None:
+        """What the server has chosen of the subprotocols that were offered."""
+
+    async def send(self, message: str | bytes) -> None:
+        """Sends a text or bytes; it leaves when all that the turn wrote before it is durable.
+
+        So it is a commit point.  A turn that runs again after a crash sends again.  Raises `MessageTooLarge`
+        beyond `websocket_client_message_bytes_max`, `TimeoutError` when the peer does not read.
+        """
+
+    async def recv(self, timeout: float | None = None) -> str | bytes:
+        """The next message; raises `TimeoutError` when none comes within `timeout` seconds."""
+
+    def __aiter__(self) -> AsyncIterator[str | bytes]:
+        """The messages until the peer closes in order."""
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Closes it, and waits for the peer to agree; a commit point, as `send`."""
 
 
 class Context(Protocol):
@@ -189,6 +217,19 @@ class Context(Protocol):
         later ones too, and is stored with the turn.  ``(None, None)`` ends it.  Raises `InvalidArgument` for
         what is no text of up to `socket_auto_response_chars_max` characters, `StorageError` outside of a
         turn.
+        """
+
+    def connect_websocket(
+        self, url: str, *, headers: Mapping[str, str] | None = None, subprotocols: Sequence[str] = ()
+    ) -> AbstractAsyncContextManager[WebSocketConnection]:
+        """``async with self.ctx.connect_websocket("wss://...") as ws:`` is a client of a WebSocket elsewhere.
+
+        The socket belongs to the turn: it is closed at the end of the block, with 1011 when the block raises,
+        and cut at the turn's limit.  Other turns of the object wait meanwhile, unless the method is
+        `@interleaved`; to listen for longer than a turn lasts, set an alarm and open it again.  Opening it is
+        a commit point, as a call to another object is.  Raises what the `websockets` library raises
+        (`OSError`, `TimeoutError`, `websockets.exceptions.InvalidHandshake`), `InvalidArgument` for what is
+        no URL of one, and `RuntimeError` outside of a turn and in the thread of a `@blocking` method.
         """
 
     @property

@@ -26,9 +26,10 @@ PATIENCE_MS = 20_000
 """For what should take well under a second, on a machine that is busy with other things too."""
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while its driver runs, this thread has a running loop, which other tests cannot bear.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One Chromium for all tests."""
+    """One Chromium for the tests of a module."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.fail("there is no chromium: ./scripts/test installs it, or `apt-get install chromium` does")
@@ -39,23 +40,19 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with all examples."""
-    folder = tmp_path_factory.mktemp("site")
-    before = os.environ.get("CHAT_PAUSE_S")
-    os.environ["CHAT_PAUSE_S"] = "0"  # all of them write from one address
-    try:
-        options = ("--http", "127.0.0.1:0", "--idle-evict", "0.5")
-        with running_cluster(ROOT / "examples" / "start.py", folder / "data", options=options) as cluster:
+    options = ("--http", "127.0.0.1:0", "--idle-evict", "0.5")
+    data = tmp_path_factory.mktemp("site") / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHAT_PAUSE_S", "0")  # all of them write from one address
+        with running_cluster(ROOT / "examples" / "start.py", data, options=options) as cluster:
+            patch.undo()  # the cluster has it, and other tests' clusters do not
             yield cluster
-    finally:
-        os.environ.pop("CHAT_PAUSE_S")
-        if before is not None:
-            os.environ["CHAT_PAUSE_S"] = before
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def url(site: Cluster) -> str:
     """Where the site is."""
     return (site.data / "http").read_text().strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from playwright.sync_api import expect
@@ -89,3 +90,36 @@ def test_readers_of_an_article_see_each_others_comments(person: Make) -> None:
     ann.get_by_role("button", name="Comment").click()
     for page in (ann, ben):
         expect(page.locator("li p")).to_have_text(["I read it twice."])
+
+
+def test_what_one_edge_writes_the_other_one_answers(person: Make) -> None:
+    page = person().open("/pages/kv.html#shop")
+    rome, oslo = page.get_by_role("region", name="Rome"), page.get_by_role("region", name="Oslo")
+    rome.get_by_placeholder("a value").fill("42")
+    rome.get_by_role("button", name="Write").click()
+    for edge in (rome, oslo):
+        expect(edge.locator(".value")).to_have_text("42")
+
+
+def test_a_database_splits_its_ranges_while_it_is_filled(person: Make) -> None:
+    page = person().open("/pages/chunked.html")
+    page.get_by_role("button", name="Insert 200").click()
+    expect(page.locator("#total")).to_have_text("200")
+    expect(page.locator("#list li")).not_to_have_count(1)
+    page.get_by_role("button", name="Scan").click()
+    expect(page.locator("#found")).not_to_be_empty()
+
+
+def test_replicas_that_were_cut_apart_say_the_same_when_they_are_joined(person: Make) -> None:
+    page = person().open("/pages/crdt.html#plan")
+    replicas = page.locator("#places > *")
+    expect(replicas).to_have_count(3)
+    replicas.nth(0).get_by_role("button", name="Cut off").click()
+    for number, item in ((0, "tea"), (1, "bread")):
+        replicas.nth(number).get_by_placeholder("something to bring").fill(item)
+        replicas.nth(number).get_by_role("button", name="Add").click()
+    there = ".items li:not(.missing)"  # the page shows, too, what only other replicas have
+    expect(replicas.nth(2).locator(there)).to_have_text([re.compile("^bread")])
+    replicas.nth(0).get_by_role("button", name="Connect").click()
+    for number in range(3):
+        expect(replicas.nth(number).locator(there)).to_have_text([re.compile("^bread"), re.compile("^tea")])

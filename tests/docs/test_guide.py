@@ -57,13 +57,20 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(path: Path, tmp_p
     app.write_text(
         page.app or "from perdure import DurableObject\nclass Nothing(DurableObject): ...\n", "utf-8"
     )
-    with running_cluster(app, tmp_path / "data") as cluster:
+    serves_http = any("PERDURE_HTTP" in code for code, _ in page.programs)
+    options = ("--http", "127.0.0.1:0") if serves_http else ()
+    with running_cluster(app, tmp_path / "data", options=options) as cluster:
         for number, (code, printed) in enumerate(page.programs):
             program = tmp_path / f"client{number}.py"
             program.write_text(code, "utf-8")
             ended = subprocess.run(
                 [sys.executable, str(program)],
-                env={**environment(), "PERDURE_URL": cluster.url, "PYTHONDONTWRITEBYTECODE": "1"},
+                env={
+                    **environment(),
+                    "PERDURE_URL": cluster.url,
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                    **({"PERDURE_HTTP": cluster.http} if serves_http else {}),
+                },
                 capture_output=True,
                 text=True,
                 timeout=RUN_TIMEOUT_S,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,14 @@ def test_the_tutorials_chat_keeps_its_sockets_and_its_history_over_kill_9_and_a_
         room = (cluster.data / "http").read_text().strip().replace("http", "ws", 1) + "/Room/lobby"
         with connect(f"{room}?name=Cleo") as cleo:
             assert [heard(cleo) for _ in range(2)] == [("Ann", "before"), ("Ben", "after")]
+
+
+def test_the_room_of_the_readme_hands_on_what_is_said(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
+    app = tmp_path / "app.py"
+    app.write_text(next(block for block in blocks if "class Room" in block), "utf-8")
+    with running_cluster(app, tmp_path / "data", options=("--http", "127.0.0.1:0")) as cluster:
+        room = (cluster.data / "http").read_text().strip().replace("http", "ws", 1) + "/Room/lobby"
+        with connect(room) as ann, connect(room) as ben:
+            ann.send("hello")
+            assert ann.recv(WAIT_S) == ben.recv(WAIT_S) == "hello"

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from processes.cluster import ROOT, Cluster, running_cluster
 from worker.host_scene import Scene
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
+SERVED = """
+import sys
+sys.path.insert(0, {folder!r})
+from chunked import RangeChunk, RangeDatabase, RangeDirectory
+from crdt import Replica
+from kv import KvEdge, KvShard
+"""
+
+
+@pytest.fixture(scope="session")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with kv, chunked and crdt, whose processes tests may kill."""
+    folder = tmp_path_factory.mktemp("databases")
+    app = folder / "app.py"
+    app.write_text(SERVED.format(folder=str(EXAMPLES)), "utf-8")
+    with running_cluster(app, folder / "data") as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -161,16 +161,28 @@ def test_a_request_that_two_readers_could_read_differently_is_refused(head: byte
         b"GET / HTTP/1.1\nhost: h\n\n",
         b"POST / HTTP/1.0\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         b"CONNECT h:443 HTTP/1.1\r\nhost: h\r\n\r\n",
+        b"CONNECT / HTTP/1.1\r\nhost: h\r\n\r\n",
+        b"GET http://other/ HTTP/1.1\r\nhost: h\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"GET / HTTP/2.0\r\nhost: h\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01",
     ],
-    ids=["no host", "bare LF", "chunked in 1.0", "a tunnel", "TLS"],
+    ids=["no host", "bare LF", "chunked in 1.0", "a tunnel", "CONNECT", "two hosts", "0.9", "2.0", "TLS"],
 )
 def test_what_is_no_request_of_http_is_answered_with_an_error(request_head: bytes) -> None:
     async def scenario() -> bytes:
         async with serving(bounds=limits(http_linger_s=0.05)) as scene:
             return await scene.ask(request_head)
 
-    assert status_of(run(scenario)) in (400, 501)
+    assert status_of(run(scenario)) in (400, 501, 505)
+
+
+def test_a_target_with_the_host_of_the_host_header_is_a_path() -> None:
+    async def scenario() -> bytes:
+        async with serving() as scene:
+            return await scene.ask(b"GET http://H:80/a HTTP/1.1\r\nhost: h:80\r\nconnection: close\r\n\r\n")
+
+    assert run(scenario).endswith(b"GET /a 0")
 
 
 @pytest.mark.parametrize(
@@ -203,6 +215,27 @@ def test_an_early_answer_reaches_a_client_that_still_sends_its_body() -> None:
     answer = run(scenario)
     assert status_of(answer) == 413
     assert answer.endswith(b"too large")
+
+
+def test_a_client_may_go_on_sending_for_a_moment_after_an_early_answer() -> None:
+    """Else it would be reset while it writes, and many clients never look at the answer then."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await respond(send, 413, b"too large")
+
+    async def scenario() -> bytes:
+        async with serving(app, limits(http_linger_s=60.0)) as scene:
+            reader, writer = await scene.connect()
+            writer.write(HEAD + b"content-length: 900000\r\n\r\n" + b"x" * 100)
+            await reader.readuntil(b"too large")
+            [connection] = scene.server.server_state.connections
+            for sent in range(1, 21):
+                writer.write(b"x" * 10_000)
+                await until(lambda sent=sent: connection._received >= sent * 10_000)
+            return await read_all(reader)
+
+    assert run(scenario) == b""
 
 
 def test_what_follows_an_unread_body_is_no_further_request() -> None:
@@ -298,3 +331,116 @@ def test_an_idle_connection_is_held_by_a_phase_and_no_timer_of_its_own() -> None
             return phases
 
     assert run(scenario) == [Phase.IDLE]
+
+
+def test_what_follows_on_a_chunked_body_adds_no_headers() -> None:
+    """A proxy in front has not looked at it; there may stand who the user is."""
+    headers = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await echo(scope, receive, send)
+            headers.append(dict(scope["headers"]))
+
+    async def scenario() -> bytes:
+        async with serving(app) as scene:
+            chunks = b"1\r\na\r\n0\r\nx-user: root\r\n\r\n"
+            return await scene.ask(HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n" + chunks)
+
+    assert run(scenario).endswith(b"POST / 1")
+    assert [b"x-user" in found for found in headers] == [False]
+
+
+@pytest.mark.parametrize("field", [b"a: b\r\n" * 1_000, b"a" * 6_000], ids=["many", "one without end"])
+def test_what_follows_on_a_chunked_body_is_bounded(field: bytes) -> None:
+    async def scenario() -> tuple[bytes, int]:
+        async with serving(bounds=limits(http_linger_s=0.05)) as scene:
+            reader, writer = await scene.connect()
+            writer.write(HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\n")
+            end, sent = asyncio.ensure_future(read_all(reader)), 0
+            while not (await asyncio.wait((end,), timeout=0.001))[0] and sent < 20_000_000:
+                writer.write(field)
+                sent += len(field)
+            writer.close()
+            return await end, sent
+
+    answer, sent = run(scenario)
+    assert status_of(answer) == 431
+    assert sent < 5_000_000
+
+
+UPGRADE = (
+    b"host: h\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: "
+    + b"A" * 22
+    + b"==\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"POST / HTTP/1.1\r\nupgrade: websocket\r\ncontent-length: 4\r\n" + UPGRADE + b"\r\nabcd",
+        b"GET / HTTP/1.1\r\nupgrade: websocket\r\ncontent-length: 4\r\n" + UPGRADE + b"\r\n",
+        b"GET / HTTP/1.1\r\nupgrade: websocket\r\ncookie: " + b"x" * 9_000 + b"\r\n" + UPGRADE + b"\r\n",
+        b"GET / HTTP/1.1\r\nupgrade: websocket\r\n" + b"a: b\r\n" * 200 + UPGRADE + b"\r\n",
+        b"GET / HTTP/1.0\r\nupgrade: websocket\r\n" + UPGRADE + b"\r\n",
+    ],
+    ids=["POST", "a body", "a long header", "many headers", "HTTP/1.0"],
+)
+def test_an_upgrade_that_cannot_be_read_is_answered_and_holds_no_connection(request_head: bytes) -> None:
+    async def scenario() -> tuple[bytes, int]:
+        async with serving(bounds=limits(http_linger_s=0.05)) as scene:
+            answer = await scene.ask(request_head)
+            await until(lambda: not scene.server.server_state.connections)
+            return answer, scene.server.rules.admission.connections
+
+    answer, held = run(scenario)
+    assert status_of(answer) == 400
+    assert held == 0
+
+
+def test_an_upgrade_to_what_is_not_spoken_here_is_an_ordinary_request_and_the_last_one() -> None:
+    async def scenario() -> bytes:
+        async with serving() as scene:
+            return await scene.ask(
+                b"GET /a HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+            )
+
+    answer = run(scenario)
+    assert answer.endswith(b"GET /a 0")
+    assert b"connection: close" in answer.lower()
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b"",
+        b"\x00",
+        b"GET /b HTTP/1.1\r\nhost: h\r\n\r\n\x00",
+        b"GET / HTTP/1.1\r\nupgrade: websocket\r\n" + UPGRADE + b"\r\n",
+    ],
+    ids=["nothing", "no request", "a request and then none", "an upgrade"],
+)
+def test_nothing_is_written_into_a_running_response_whose_client_goes_wrong(behind: bytes) -> None:
+    async def scenario() -> bytes:
+        left = asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"first", "more_body": True})
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                left.set()
+
+        async with serving(app) as scene:
+            reader, writer = await scene.connect()
+            writer.write(b"GET /a HTTP/1.1\r\nhost: h\r\n\r\n")
+            await reader.readuntil(b"first")
+            writer.write(behind)
+            if not behind:
+                writer.close()
+            await left.wait()
+            return await read_all(reader)
+
+    assert run(scenario) in (b"", b"\r\n")

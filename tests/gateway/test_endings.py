@@ -47,11 +47,14 @@ def test_an_overloaded_object_is_left_alone_for_as_long_as_it_asks() -> None:
 @pytest.mark.parametrize(
     "error", [RemoteError("no", type_name="KeyError", object_id="Room/lobby"), KeyError("of the user's own")]
 )
-def test_a_handler_that_raised_has_had_its_turn(error: Exception) -> None:
+def test_an_end_is_told_again_after_an_error_as_of_a_start_that_failed(error: Exception) -> None:
     scene = Scene()
     client = scene.open()
     scene.sockets.disconnected(client.socket, 1001, "", True)
     scene.take("web.closed").fails(error)
+    assert scene.sockets.ends_open == 1
+    scene.after(60.0)
+    scene.take("web.closed").returns(0)
     scene.after(60.0)
     assert not scene.calls
     assert scene.sockets.ends_open == 0

@@ -81,6 +81,12 @@ def test_a_line_break_in_a_headers_value_is_refused_both_ways(value: bytes) -> N
     assert b"x-own" not in reply.headers
 
 
+def test_a_request_that_is_no_upgrade_does_not_look_like_one_to_its_object() -> None:
+    cluster = Cluster()
+    request(cluster, "GET", "/Room/a/", headers=[(b"upgrade", b"websocket"), (b"a", b"b")])
+    assert [pair[0] for pair in cluster.requests[0]["headers"]] == [b"a"]
+
+
 def test_headers_of_one_connection_do_not_pass() -> None:
     raw = [(b"transfer-encoding", b"chunked"), (b"connection", b"close"), (b"content-length", b"99")]
     reply = request(Cluster(lambda _: WebReply(200, list(raw), b"ok")), "GET", "/Room/a/")

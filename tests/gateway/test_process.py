@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -42,7 +44,17 @@ def test_without_an_app_the_modules_classes_are_served() -> None:
 def test_an_app_of_the_module_is_the_front() -> None:
     async def front(scope: object, receive: object, send: object) -> None: ...
 
-    assert make_app(CONFIG, module(Room=Room, app=front), Limits()) is front
+    assert make_app(replace(CONFIG, allow_origins=()), module(Room=Room, app=front), Limits()) is front
+
+
+@pytest.mark.parametrize("option", [{"tokens": "/etc/tokens"}, {"allow_origins": ("https://a.example",)}])
+def test_options_that_an_app_would_not_obey_are_refused(option: Any) -> None:
+    """Whoever gives a token file must not find out from the log that everybody was let in."""
+
+    async def front(scope: object, receive: object, send: object) -> None: ...
+
+    with pytest.raises(ApplicationError, match="--http-tokens and --allow-origin do not reach"):
+        make_app(replace(CONFIG, **{"allow_origins": (), **option}), module(Room=Room, app=front), Limits())
 
 
 def test_an_app_that_cannot_be_called_is_told() -> None:
@@ -56,8 +68,6 @@ def test_a_module_with_nothing_to_serve_is_told() -> None:
 
 
 def test_the_token_file_must_be_usable_at_the_start(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from perdure.errors import InvalidArgument
 
     with pytest.raises(InvalidArgument, match="cannot be read"):

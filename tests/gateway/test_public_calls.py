@@ -91,6 +91,41 @@ def test_a_page_of_another_origin_may_not_call_unless_it_is_allowed(origin: byte
     assert (preflight.headers.get(b"access-control-allow-origin") == origin) == (status == 200)
 
 
+@pytest.mark.parametrize("headers", [JSON, JSON[1:]], ids=["of the object", "of the gateway"])
+def test_a_page_that_may_call_can_read_the_errors_too(headers: Headers) -> None:
+    cluster, _ = answering(SoldOut("no more of it"))
+    reply = call(cluster, "/Shop/a/mixed", b"[]", [*headers, (b"origin", b"https://friend.example")])
+    assert reply.status == (422 if headers is JSON else 415)
+    assert reply.headers[b"access-control-allow-origin"] == b"https://friend.example"
+
+
+@pytest.mark.parametrize(
+    ("path", "origin", "status"),
+    [
+        ("/Shop/a/mixed", b"https://friend.example", 204),
+        ("/Shop/a/nothing", b"https://friend.example", 204),
+        ("/Shop/a/mixed", b"https://evil.example", 401),
+    ],
+)
+def test_a_page_is_told_that_it_may_send_its_token_before_it_sends_it(
+    tmp_path: Path, path: str, origin: bytes, status: int
+) -> None:
+    """Browsers ask first, without the token; what is there is not told by that."""
+    file = tmp_path / "tokens"
+    file.write_text("for-shops-1234567890 Shop\n")
+    file.chmod(0o600)
+    gateway = Gateway(classes=[Shop], allow_origins=["https://friend.example"], tokens=file)
+    cluster, calls = answering(1)
+    asked = [(b"origin", origin), (b"access-control-request-method", b"POST")]
+    preflight = request(cluster, "OPTIONS", path, gateway=gateway, headers=asked)
+    assert preflight.status == status
+    assert (b"authorization" in preflight.headers.get(b"access-control-allow-headers", b"")) == (
+        status == 204
+    )
+    assert request(cluster, "POST", path, gateway=gateway, headers=[*JSON, (b"origin", origin)]).status == 401
+    assert not calls
+
+
 @pytest.mark.parametrize(
     ("error", "status", "kind"),
     [

@@ -53,10 +53,22 @@ def test_without_arguments_the_body_may_be_empty(table: dict[str, PublicMethod],
         b"\xff",
         b"[NaN]",
         b"[Infinity]",
+        b"[-1e400]",
         b"[" * 100_000,
         b"[" + b"9" * 5_000 + b"]",
     ],
-    ids=["number", "text", "null", "half", "no UTF-8", "NaN", "Infinity", "deep", "long number"],
+    ids=[
+        "number",
+        "text",
+        "null",
+        "half",
+        "no UTF-8",
+        "NaN",
+        "Infinity",
+        "beyond a float",
+        "deep",
+        "long number",
+    ],
 )
 def test_a_body_that_is_no_json_of_arguments_is_refused(table: dict[str, PublicMethod], body: bytes) -> None:
     with pytest.raises(InvalidArgument):

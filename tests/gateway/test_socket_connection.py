@@ -96,7 +96,7 @@ async def test_a_client_that_vanishes_is_told_as_1006_once(tmp_path: Path) -> No
 
 
 @in_loop
-async def test_a_denied_upgrade_is_an_http_answer(tmp_path: Path) -> None:
+async def test_a_denied_upgrade_is_an_http_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with served(tmp_path) as server:
         server.scene.worker.fetch = lambda item: [403, [[b"x-why", b"no"]], b"members only", None]
         with pytest.raises(InvalidStatus) as caught:
@@ -107,6 +107,7 @@ async def test_a_denied_upgrade_is_an_http_answer(tmp_path: Path) -> None:
             b"members only",
             "no",
         )
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]  # nobody did wrong
 
 
 @in_loop

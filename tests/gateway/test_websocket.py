@@ -134,6 +134,19 @@ def test_an_upgrade_that_fails_is_an_http_error_that_tells_nothing_of_the_inside
 
 
 @in_loop
+async def test_an_accept_that_cannot_be_passed_on_is_an_error_and_is_ended_at_the_object(
+    tmp_path: Path,
+) -> None:
+    async with gateway_scene(tmp_path) as scene:
+        scene.worker.fetch = lambda item: [101, [[b"x-a", b"b\r\nset-cookie: c"]], b"", None]
+        browser = scene.browser()
+        assert (await browser.take())["status"] >= 400
+        assert (await soon(scene.worker.ends.get()))[:2] == [scene.worker.requests[0]["socket"], 1006]
+        await browser.take()
+        await browser.ended()
+
+
+@in_loop
 async def test_a_server_without_denial_responses_just_refuses(tmp_path: Path) -> None:
     async with gateway_scene(tmp_path) as scene:
         scene.worker.fetch = raises(UnknownNamespace("no"))

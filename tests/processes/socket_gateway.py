@@ -144,7 +144,7 @@ class Gateway:
             self._say()
         self._send_calls()
         for socket, _ in self._poller.poll(_POLL_MS):
-            while True:
+            while not socket.closed:  # a message may say that this door is no more
                 try:
                     header, body = socket.recv_multipart(zmq.NOBLOCK)
                 except zmq.Again:

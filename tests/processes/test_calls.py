@@ -152,7 +152,7 @@ def test_wrong_arguments_and_names_are_typed_errors_and_nothing_ran(client: Sync
     ):
         with pytest.raises(InvalidArgument):
             call()
-    for name in ("storage", "id", "ctx", "on_start", "alarm", "fetch", "value", "nothing"):
+    for name in ("storage", "id", "ctx", "on_start", "alarm", "websocket_message", "value", "nothing"):
         with pytest.raises(UnknownMethod):
             getattr(counter, name)()
     with pytest.raises(UnknownNamespace):

@@ -307,8 +307,8 @@ async def test_the_body_of_a_request_is_there_once_it_was_read() -> None:
 def test_the_names_of_starlette_are_its_own_classes() -> None:
     assert perdure.Request is Request
     assert perdure.JSONResponse is JSONResponse
-    with pytest.raises(AttributeError, match="has no attribute 'HTTPConnection'"):
-        _ = perdure.HTTPConnection  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="has no attribute 'Middleware'"):
+        _ = perdure.Middleware  # type: ignore[attr-defined]
 
 
 def test_importing_the_package_and_connecting_do_not_import_starlette() -> None:

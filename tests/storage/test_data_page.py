@@ -30,6 +30,11 @@ SEND_ROW = PREFIX + keys.OUTBOX + b"\x00" + TARGET_ID[:16] + SENT_US.to_bytes(8,
 SEND = [NAMESPACE, TARGET_ID, "annex", "increment", encode([[2], None]), 0, SENT_US // 1000, 0, None]
 
 
+SOCKET = bytes(range(16)) + (7).to_bytes(8, "big")
+SOCKET_ROW = PREFIX + keys.SOCKET + SOCKET
+FRAMES_ROW = keys.frames_key(SOCKET[:16], 3, 1)
+
+
 CLIENT_ID = bytes.fromhex("00112233445566778899aabbccddeeff")
 REPLY = encode([7, 0, 41])
 PART = [CLIENT_ID, 3, 7, 7, (), 0, {7: (PREFIX, REPLY)}]
@@ -55,6 +60,9 @@ def example_rows() -> dict[str, tuple[bytes, bytes]]:
         "due index, the send": (keys.due_key_of(0, SEND_ROW), b""),
         "log of replies, one to Counter/lobby": (place_key(0), msgpack.packb([PART])),
         "client, later": (client_key(CLIENT_ID), client_payload()),
+        'SOCKET, with the tag "tea"': (SOCKET_ROW, encode([["tea"], encode(None), SENT_US // 1000, None])),
+        "sockets, the same by its gateway": (keys.socket_index_key(SOCKET, PREFIX), b""),
+        'frames, "hello" for socket 7': (FRAMES_ROW, encode([[0, "hello", [7]]])),
         "names index": (keys.names_key(NAMESPACE, NAME, OBJECT_ID), keys.names_value(SLOT, OBJECT_ID)),
     }
     numbers = {
@@ -84,6 +92,10 @@ def shown(name: str, key: bytes, record: bytes) -> str:
         sizes = (1, 1, len(NAMESPACE), 1)
     elif key.startswith(keys.DUE_REGION):
         sizes = (1, 8, 1, 2, 1, len(NAMESPACE), 32)
+    elif key.startswith(keys.SOCKETS_REGION):
+        sizes = (1, 16, 2, 1, len(NAMESPACE), 32)
+    elif key.startswith(keys.FRAMES_REGION):
+        sizes = (1, 16, 4)
     else:
         sizes = (1,)
     return f"{name}\n  key    {spaced(key, *sizes)}\n  record {spaced(record, 1, 4)}\n"

@@ -181,6 +181,40 @@ def test_a_turn_that_sends_to_a_socket_of_a_lost_gateway_ends_well(gateway: Gate
     assert not gateway.got
 
 
+def test_a_commit_point_of_frames_for_a_lost_gateway_alone_is_passed(make_scene: Make) -> None:
+    class Late(DurableObject):
+        async def fetch(self, request: Any) -> Any:
+            return self.ctx.accept_websocket(request)
+
+        async def websocket_message(self, ws: Any, message: str) -> None:
+            await take_time(1)
+            ws.send(message)
+            await self.storage.sync()
+
+    scene = serve(make_scene, Late)
+    gateway = Gateway(scene)
+    number = gateway.upgrade(Late, "l")
+    pass_time(scene, 4.5)
+    sent = gateway.start_frame(Late, "l", number, "x")
+    pass_time(scene, 3)
+    assert sent.result() == 0
+    assert not gateway.got
+
+
+def test_what_was_not_on_disk_yet_when_its_gateway_was_lost_is_found_all_the_same(make_scene: Make) -> None:
+    scene = serve(make_scene, Room)
+    gateway = Gateway(scene)
+    _, sent = gateway.start_upgrade(Room, "r")
+    for _ in range(130):
+        scene.advance(0.05)  # the disk stands still
+    assert not sent.answered
+    scene.commit()
+    assert sent.answered
+    pass_time(scene, 1)
+    assert ends(scene) == [ENDED]
+    assert not socket_rows(scene)
+
+
 def test_a_lost_gateway_is_forgotten_after_a_day(gateway: Gateway) -> None:
     scene = gateway.scene
     gateway.upgrade(Room, "r")

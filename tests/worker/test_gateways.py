@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perdure import InvalidArgument, Limits, codec
+from perdure import DurableObject, InvalidArgument, Limits, codec, durable
 from perdure_storage import keys
 from worker.host_scene import Scene
 from worker.socket_scene import FRAME, Gateway, Room, frame_rows, pass_time, restart, serve
@@ -111,6 +111,44 @@ def test_a_turn_that_is_cut_between_two_commit_points_has_sent_its_first_part_on
     gateway.scene.advance(1)
     gateway.scene.commit()
     assert gateway.got == {number: ["x 1", "x 2"]}
+
+
+def test_what_a_migration_and_the_turn_before_an_eviction_send_is_delivered(make_scene: Make) -> None:
+    class Old(DurableObject, namespace="Grows"):
+        value: int = durable(1)
+
+        async def fetch(self, request: Any) -> Any:
+            return self.ctx.accept_websocket(request)
+
+        async def websocket_message(self, ws: Any, message: str) -> None:
+            self.value += 1
+            ws.send(message)
+
+    class New(Old, namespace="Grows"):
+        version = 2
+
+        async def on_migrate(self, old_version: int) -> None:
+            for ws in self.ctx.websockets():
+                ws.attachment = "migrated"
+                ws.send(f"from {old_version}")
+
+        async def on_start(self) -> None:
+            for ws in self.ctx.websockets():
+                ws.send(f"{ws.attachment}")
+
+    old = serve(make_scene, Old)
+    gateway = Gateway(old)
+    number = gateway.upgrade(Old, "g")
+    gateway.room = 0
+    gateway.frame(Old, "g", number, "last words")
+    old.advance(20)
+    old.host.evict_idle()
+    assert not old.is_live(Old, "g")
+    gateway.room = None
+    new = serve(make_scene, New, epoch=8, disk=old.disk.copy())
+    gateway.connect(new)
+    assert gateway.frame(New, "g", number, "on") == 0
+    assert gateway.got == {number: ["last words", "from 1", "migrated", "on"]}
 
 
 # --- marks
@@ -246,6 +284,20 @@ def test_a_long_log_is_read_in_pages_and_arrives_in_order(gateway: Gateway, make
     restart(make_scene, gateway.scene, gateway)
     assert gateway.got == {number: [f"{index}" for index in range(600)]}
     assert len(gateway.messages) > 2
+
+
+def test_messages_of_frames_are_cut_by_size_and_by_entries(make_scene: Make) -> None:
+    scene = serve(make_scene, Room, limits=Limits(batch_bytes_max=2_000))
+    gateway = Gateway(scene)
+    number = gateway.upgrade(Room, "r")
+    gateway.room = 0
+    texts = [f"{index:0700}" for index in range(7)]
+    for text in texts:
+        gateway.frame(Room, "r", number, f"echo {text}")
+    gateway.room = None
+    restart(make_scene, scene, gateway)
+    assert gateway.got == {number: texts}
+    assert [len(message) - 1 for message in gateway.messages] == [2, 1, 2, 1, 1]
 
 
 def test_the_log_of_a_gateway_that_takes_nothing_is_bounded_by_giving_it_up(make_scene: Make) -> None:

@@ -58,6 +58,26 @@ def test_messages_of_a_peer_that_was_slow_leave_in_order_and_others_do_not_wait(
     assert door.bodies(b"slow") == [b"1", b"2", b"3"]
 
 
+def test_what_is_sent_now_or_not_at_all_overtakes_nothing_and_says_what_became_of_it() -> None:
+    door = Door()
+
+    def try_send(identity: bytes) -> bool | None:
+        return door.outgoing.try_send(identity, b"h", b"now")
+
+    assert try_send(b"fast") is True
+    door.silent.add(b"slow")
+    assert try_send(b"slow") is False
+    door.say(b"slow", b"1")
+    door.silent.clear()
+    assert try_send(b"slow") is False  # "1" waits
+    door.outgoing.send_waiting()
+    assert try_send(b"slow") is True
+    assert door.bodies(b"slow") == [b"1", b"now"]
+    door.gone.add(b"gone")
+    assert try_send(b"gone") is None
+    assert door.forgotten == [b"gone"]
+
+
 def test_it_is_asked_for_another_try_as_long_as_somebody_waits() -> None:
     door = Door()
     door.silent.add(b"slow")

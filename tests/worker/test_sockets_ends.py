@@ -16,6 +16,7 @@ from worker.socket_scene import (
     Room,
     index_rows,
     request_map,
+    restart,
     serve,
     socket_rows,
 )
@@ -141,6 +142,35 @@ def test_a_failing_error_handler_does_not_keep_the_end_from_its_object(gateway: 
     number = gateway.upgrade(Room, "r")
     assert gateway.closed(Room, "r", number, 1013, "", was_clean=False, error="raise") == 0
     assert gateway.scene.call(Room, "r", "seen") == [["closed", 1013, "", False, 0]]
+
+
+def test_an_end_that_its_object_could_not_start_for_is_told_when_it_comes_again(make_scene: Make) -> None:
+    class Thorny(DurableObject):
+        broken = False
+
+        async def on_start(self) -> None:
+            if Thorny.broken:
+                raise OSError("cannot start")
+
+        async def fetch(self, request: Any) -> Any:
+            return self.ctx.accept_websocket(request)
+
+        async def websocket_close(self, ws: Any, code: int, reason: str, was_clean: bool) -> None:
+            self.storage.put("told", code)
+
+    scene = serve(make_scene, Thorny)
+    gateway = Gateway(scene)
+    number = gateway.upgrade(Thorny, "t")
+    scene = restart(make_scene, scene, gateway)
+    Thorny.broken = True
+    with pytest.raises(RemoteError):
+        gateway.closed(Thorny, "t", number)
+    assert len(socket_rows(scene)) == 1
+    Thorny.broken = False
+    scene.advance(1)  # a start that has failed is tried again after a pause
+    assert gateway.closed(Thorny, "t", number) == 0
+    assert scene.values(Thorny, "t") == {"told": 1000}
+    assert not socket_rows(scene)
 
 
 def test_an_end_that_aborts_its_object_has_removed_the_socket(gateway: Gateway) -> None:

@@ -147,3 +147,20 @@ def test_codes_and_reasons_that_no_close_frame_may_have(make_scene: Make, code: 
         gateway.scene.call(cls, "t", "close", code, reason)
     assert not gateway.got
     assert socket_rows(gateway.scene)
+
+
+def test_what_one_turn_may_send_is_bounded_and_the_same_for_many_counts_once(make_scene: Make) -> None:
+    class Talks(taker()):  # type: ignore[misc]
+        async def talk(self, count: int) -> None:
+            for index in range(count):
+                for ws in self.ctx.websockets():
+                    ws.send(f"{index:01000}")
+
+    gateway = Gateway(serve(make_scene, Talks, limits=Limits(uncommitted_bytes_max=10_000)))
+    for _ in range(5):
+        gateway.upgrade(Talks, "t")
+    gateway.scene.call(Talks, "t", "talk", 8)
+    assert [len(got) for got in gateway.got.values()] == [8] * 5
+    with pytest.raises(RemoteError, match="writes of this turn would be over"):
+        gateway.scene.call(Talks, "t", "talk", 12)
+    assert [len(got) for got in gateway.got.values()] == [8] * 5

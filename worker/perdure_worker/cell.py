@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,6 +29,7 @@ from perdure_worker.interleaving import Exclusive
 from perdure_worker.object_outbox import ObjectOutbox
 from perdure_worker.sockets import sockets_of
 from perdure_worker.turns import CURRENT, TURN_CHAIN, TURN_DEADLINE, TURN_METHOD, TURN_REQUEST, TURN_SEQUENCE
+from perdure_worker.websocket_client import WebSocketClient
 
 if TYPE_CHECKING:
     from perdure.object import Storage
@@ -121,6 +122,12 @@ class HostCell:
     def set_websocket_auto_response(self, request: str | None, response: str | None) -> None:
         """See `Context.set_websocket_auto_response`."""
         sockets_of(self._host, self._resident).set_auto_response(request, response)
+
+    def connect_websocket(
+        self, url: str, *, headers: Mapping[str, str] | None = None, subprotocols: Sequence[str] = ()
+    ) -> WebSocketClient:
+        """See `Context.connect_websocket`."""
+        return WebSocketClient(self._host, self._resident, url, headers, subprotocols)
 
     @property
     def old_fields(self) -> dict[str, Any]:

@@ -380,21 +380,23 @@ class Gateways:
             self._host.want_flush()
 
     def _give_up(self, state: _Gateway, why: str) -> None:
-        """The gateway is lost: durably so before the first of its sockets is closed."""
+        """The gateway takes nothing more; what it has is looked for when all of that is on disk."""
+        state.lost_ms = self._host.timetable.now_ms()
+        state.identity = None
+        self._host.gate.hold(self._host.last_group(), (self._count_lost, state, why, None))
+
+    def _count_lost(self, state: _Gateway, why: str, _: Any) -> None:
+        """It is lost, durably so not later than the first of its sockets is closed, unless it has nothing."""
         if not self._has_rows(state):
             del self._known[state.id]
             return
-        log.warning(
-            "a gateway is lost, its sockets are closed", extra={"gateway": state.id.hex(), "why": why}
-        )
-        state.lost_ms = self._host.timetable.now_ms()
-        state.identity = None
+        told = {"gateway": state.id.hex(), "why": why}
+        log.warning("a gateway is lost, its sockets are closed", extra=told)
         self._put_loss(state)
-        # What objects did before is on disk then, and found there.
-        self._host.gate.hold(self._host.committer.group, (self._lose, state, None, None))
+        self._lose(state)
         self._host.want_flush()
 
-    def _lose(self, state: _Gateway, *_: Any) -> None:
+    def _lose(self, state: _Gateway) -> None:
         state.start_over(state.prefix)
         state.trim = (keys.frames_key(state.id, 0, 1), keys.prefix_end(state.prefix))
         self._losses.add(state.id)

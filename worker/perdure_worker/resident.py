@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from perdure import codec
 from perdure.codec import SCALARS
@@ -53,6 +54,7 @@ class Resident:
 
     __slots__ = (
         "calls",
+        "check",
         "cls",
         "doomed",
         "head",
@@ -79,6 +81,8 @@ class Resident:
         heads = cls.row_heads
         self.head = heads[int.from_bytes(key[:4], "big") % len(heads)]
         """How the keys of its rows begin, up to its id; shared by all objects of its class and slot."""
+        self.check = crc32(key, crc32(self.head))
+        """The checksum of what all keys of its rows begin with: that of a row goes on from here."""
         self.name = name
         self.instance: Any = None
         """The user's object; None until its start has succeeded."""
@@ -153,7 +157,7 @@ class Resident:
         cls = self.cls.cls
         instance = cls.__new__(cls)
         self.instance = instance
-        values = instance.__dict__
+        fill = object.__setattr__  # a dict made through `__dict__` takes 64 bytes and a step to a value more
         self.saved = saved = []
         for field in self.cls.fields:
             payload_or_none = stored.pop(field.name, None)
@@ -167,7 +171,7 @@ class Resident:
             else:
                 value = field.load(codec.decode(payload_or_none))
                 saved.append(value if field.immutable(value) else Encoded(payload_or_none))
-            values[field.name] = value
+            fill(instance, field.name, value)
         if migrates:
             return old | {name: codec.decode(payload) for name, payload in stored.items()}
         for name in stored:
