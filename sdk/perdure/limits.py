@@ -107,6 +107,11 @@ class Limits:
     """Writes waiting for the disk in one worker; beyond it new turns wait."""
     commit_group_bytes_max: int = 1 * MIB
     """A commit group is closed at this size: LevelDB itself stops merging writes there."""
+    commit_gather_s: float = 0.00025
+    """What was written while the disk was busy waits so long for the calls that the answers bring: about what
+    a caller on the same machine takes to call again."""
+    commit_gather_bytes: int = 2 * KIB
+    """More than this does not wait: about 30 small turns, which share the costs of a commit well enough."""
     peers_max: int = 10_000
     """Peers that a worker remembers and clients that get news of the map: more are served, and forgotten.
     It does not bound connections; the limit of file descriptors does, at which an ipc door aborts."""

@@ -25,7 +25,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final, NamedTuple, NoReturn
 
 from perdure.errors import StorageError
@@ -148,10 +148,11 @@ class GroupCommit:
             self._seal()
         return self._take()
 
-    def written(self, group: int) -> SealedGroup | None:
+    def written(self, group: int, *, keep_open: bool = False) -> SealedGroup | None:
         """The group in flight is durable. Returns the group to write next, if anything waits.
 
         When nothing was sealed meanwhile, that is the open group: no tick may come soon to flush it.
+        With `keep_open` somebody else sees to that.
         """
         done = self.in_flight
         if done is None or done.group != group:
@@ -159,7 +160,7 @@ class GroupCommit:
         self.in_flight = None
         self.durable = group
         self._closed_bytes -= done.size
-        if self.open_bytes and not self._sealed:
+        if self.open_bytes and not self._sealed and not keep_open:
             self._seal()
         return self._take()
 
@@ -208,6 +209,10 @@ class Committer:
     not return; if it does, as in tests, nothing is written or told any more. `submit`, when given, takes
     the place of the thread: it is called with a job (a function without arguments) that writes one group
     and notifies, to be run when the test or simulation says so.
+
+    What was put while a group was written, if it is less than `gather_bytes`, waits for up to `gather_s`
+    (seconds) until `gathered`: the answers of that group bring the next calls, and fewer, larger groups
+    take less of the processor (docs/decisions/0016).
     """
 
     def __init__(
@@ -218,7 +223,9 @@ class Committer:
         on_durable: Callable[[int], None],
         group_bytes_max: int,
         on_failure: Callable[[BaseException], None] = fail_stop,
-        submit: Callable[[Callable[[], None]], object] | None = None,
+        submit: Callable[[Callable[[], object]], object] | None = None,
+        gather_s: float = 0.0,
+        gather_bytes: int = 0,
     ) -> None:
         self._engine = engine
         self._notify = notify
@@ -226,6 +233,10 @@ class Committer:
         self._on_failure = on_failure
         self._failed = False
         self._closed = False
+        self._gather_s = gather_s if submit is None else 0.0  # it is the thread that ends the wait
+        self._gather_bytes = gather_bytes
+        self._gathering_since = 0
+        """The group after which the open one waits for more; 0 while it does not."""
         self.groups = GroupCommit(
             engine.new_batch, sequence=read_sequence(engine), group_bytes_max=group_bytes_max
         )
@@ -234,7 +245,7 @@ class Committer:
         """Adds a write of ``key`` to the open group (`group`)."""
         self.delete = self.groups.delete
         """Adds the removal of ``key`` to the open group (`group`)."""
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], int] | None] = SimpleQueue()
         self._submit = submit or self._jobs.put
         self._thread: threading.Thread | None = None
         if submit is None:
@@ -273,9 +284,15 @@ class Committer:
         A group over `group_bytes_max` is sealed and queued even when the thread is busy. What is left open
         goes to the thread when it has finished, without another flush.
         """
+        if self._gathering_since and self.groups.open_bytes < self._gather_bytes:
+            return
         group = self.groups.flush()
         if group is not None:
             self._hand_over(group)
+
+    def gathered(self) -> None:
+        """More has come: the next `flush` hands over what waits."""
+        self._gathering_since = 0
 
     def close(self) -> None:
         """Makes everything put so far durable (with `on_durable` for each group), then closes the engine.
@@ -309,6 +326,7 @@ class Committer:
             done = following
 
     def _hand_over(self, group: SealedGroup) -> None:
+        self._gathering_since = 0
         self._submit(partial(self._commit, group))
 
     def _written(self, group: int) -> None:
@@ -320,17 +338,45 @@ class Committer:
             self._hand_over(following)
         self._on_durable(group)
 
+    def _written_and_gather(self, group: int) -> None:
+        if group <= self.groups.durable:
+            return
+        following = self.groups.written(group, keep_open=True)
+        if following is not None:
+            self._hand_over(following)
+        else:
+            self._gathering_since = group
+        self._on_durable(group)
+
+    def _stop_gathering(self, group: int) -> None:
+        if self._gathering_since == group:
+            self._gathering_since = 0
+            self.flush()
+
     def _run(self) -> None:
         get = self._jobs.get
-        while (job := get()) is not None:
-            job()
+        job = get()
+        while job is not None:
+            gathering_since = job()
+            if gathering_since:
+                try:
+                    job = get(timeout=self._gather_s)  # the loop's own timers know milliseconds only
+                    continue
+                except Empty:
+                    self._notify(self._stop_gathering, gathering_since)
+            job = get()
 
-    def _commit(self, group: SealedGroup) -> None:
+    def _commit(self, group: SealedGroup) -> int:
+        """Returns the group if what is open now is to wait for more after it, else 0."""
         try:
             self._engine.write(group.batch)
+            if self._gather_s and 0 < self.groups.open_bytes < self._gather_bytes:
+                self._notify(self._written_and_gather, group.group)
+                return group.group
             self._notify(self._written, group.group)
         except BaseException as error:
             self._fail(error)
+        return 0
 
     def _write(self, group: SealedGroup) -> None:
         try:
@@ -372,7 +418,7 @@ def _call(callback: Callable[[int], None], group: int) -> None:
     callback(group)
 
 
-def _run_job(job: Callable[[], None]) -> None:
+def _run_job(job: Callable[[], object]) -> None:
     job()
 
 

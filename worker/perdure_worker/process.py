@@ -56,8 +56,7 @@ __all__ = ["Worker", "main"]
 log = logging.getLogger("perdure.worker")
 
 _LIMITS = Limits()
-_TICK_S, _FOLLOW_S = 0.05, 1.0
-_SEND_AGAIN_S = 0.005
+_TICK_S, _FOLLOW_S, _SEND_AGAIN_S = 0.05, 1.0, 0.005
 _DRAIN_LOOK_S = 0.01
 _GOODBYE_LOOK_S, _GOODBYE_AGAIN_S = 0.002, 0.05
 _LAST_WORDS_MS = 1_000
@@ -99,6 +98,8 @@ class Worker:
             notify=loop.call_soon_threadsafe,
             on_durable=self._on_durable,
             group_bytes_max=_LIMITS.commit_group_bytes_max,
+            gather_s=_LIMITS.commit_gather_s,
+            gather_bytes=_LIMITS.commit_gather_bytes,
         )
         self._caller = Caller(
             secrets.token_bytes(16),
@@ -223,6 +224,7 @@ class Worker:
 
     def _on_door(self, frames: list[bytes]) -> None:
         identity = frames[0]
+        self._committer.gathered()
         try:
             if len(frames) != 3:
                 raise InvalidArgument(f"a message has 2 frames, this one {len(frames) - 1}")
@@ -411,8 +413,7 @@ class Worker:
 
     def _tell(self, kind: str, **facts: Any) -> bool:
         """A message to the supervisor; False when it cannot leave now."""
-        index, epoch = self._config.index, self._config.epoch
-        who = {"role": "worker", "index": index, "epoch": epoch, "pid": os.getpid()}
+        who = {"role": "worker", "index": self._config.index, "epoch": self._config.epoch, "pid": os.getpid()}
         try:
             self._control.send((codec.encode({"type": kind, **who, **facts}),))
         except WouldBlock:
