@@ -54,6 +54,7 @@ class Link:
         "_open_calls",
         "_pack",
         "_sealed",
+        "_taken_bytes",
         "_waiting_calls",
         "closing",
         "ended",
@@ -85,7 +86,12 @@ class Link:
         self._open_bytes = 0
         self._open_calls: list[bytes] = []
         self._sealed: deque[_Sealed] = deque()
+        self._taken_bytes = 0
         self._waiting_calls = 0
+
+    def took(self, size: int) -> None:
+        """A large message of the worker's was read here: it hears so before all else, and may send more."""
+        self._taken_bytes += size
 
     def add(self, entry: Sequence[bytes], size: int) -> None:
         """Queues a client's message that weighs `size` bytes; a full bundle is cut before it."""
@@ -108,6 +114,10 @@ class Link:
 
     def next_message(self) -> list[bytes] | None:
         """The message to send next; it stays queued until `sent`."""
+        if self._taken_bytes:
+            header = protocol.header(protocol.TAKEN, self.worker, self.epoch, self._taken_bytes)
+            self._sealed.appendleft(_Sealed([header, b""], [], 0))
+            self._taken_bytes = 0
         if not self._sealed:
             if not self._open:
                 return None
@@ -127,7 +137,7 @@ class Link:
         sealed, self._sealed = self._sealed, deque()
         parts, self._open = self._open, []
         self._open_calls = []
-        self._open_bytes = self.queued_bytes = self._waiting_calls = 0
+        self._open_bytes = self.queued_bytes = self._waiting_calls = self._taken_bytes = 0
         for message in sealed:
             if message.size:
                 yield from entries(msgpack.unpackb(message.frames[1]))

@@ -265,6 +265,10 @@ class Router:
             self.stats["stale_epoch_dropped"] += 1
         elif kind == protocol.BUNDLE:
             self._relay(link, body)
+            if len(body) >= self._limits.large_message_bytes and not link.closing:
+                link.took(len(body))
+                if not link.ready:
+                    self._mark_ready(link)
         elif kind == protocol.GOODBYE:
             self._close_door(link)
         else:

@@ -38,8 +38,7 @@ _LIBZMQ_VERSION_MIN: Final = (4, 3, 5)
 """Older ones have faults that a peer can exploit."""
 _SOCKETS_MAX: Final = 4_096
 """A link to each of 1,024 workers is a socket and its monitor's, and closed ones hold their place a while."""
-_LARGE_BYTES: Final = 32 * 1024
-"""From this size on a message is counted in bytes until it has left; smaller ones only as messages."""
+_LARGE_BYTES: Final = _LIMITS.large_message_bytes
 
 
 class WouldBlock(PerdureError):

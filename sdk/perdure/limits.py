@@ -82,8 +82,11 @@ class Limits:
     are counted in bytes besides when they are sent."""
     pipe_messages_received_max: int = 1_000
     """Messages read ahead from a door: what a worker said before its end is then here, and not lost."""
+    large_message_bytes: int = 32 * KIB
+    """From this size on a message on its way to a peer is counted in bytes, and sent without a copy."""
     pipe_bytes_max: int = 4 * MIB
-    """Bytes of large messages that ZeroMQ takes for one peer; one that is larger than this goes alone."""
+    """Bytes of large messages that ZeroMQ takes for one peer, and that a worker's router may have unread; one
+    that is larger than this goes alone."""
     pipes_bytes_max: int = 256 * MIB
     """The same for all peers of one socket: what ZeroMQ has taken cannot be taken back from it."""
     reply_queue_bytes_max: int = 64 * MIB

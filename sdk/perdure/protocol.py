@@ -36,6 +36,7 @@ __all__ = [
     "STATUS_RAISED",
     "STATUS_RESULT",
     "STREAM",
+    "TAKEN",
     "VERSION",
     "BadHeader",
     "CallHeader",
@@ -72,6 +73,7 @@ FRAMES: Final = 16  # door -> gateway: number = epoch; body: what objects send t
 SOCKETS: Final = 17  # gateway -> door: number = epoch; body: that it lives, and which FRAMES it has taken
 PULL: Final = 18  # door -> gateway: number = epoch; body: which parts of request bodies are wanted next
 PART: Final = 19  # gateway -> door: number = epoch; body: parts of request bodies
+TAKEN: Final = 20  # router -> door: number = epoch; stamp = bytes of large BUNDLEs that it has read
 
 # `client` in these bodies is the client's id (16 bytes), or [client id, flush number, last, floor,
 # stragglers...]: as of that flush, `last` is the sequence of its latest call, and all of its calls have ended
@@ -101,7 +103,8 @@ class Header(NamedTuple):
     number: int
     """Version of the slot map (requests) or epoch of the worker (replies)."""
     stamp: int
-    """Sender's clock in ms on the server's monotonic clock, 0 if unknown; in REPLY the call's sequence."""
+    """Sender's clock in ms on the server's monotonic clock, 0 if unknown; in REPLY the call's sequence, in
+    TAKEN a number of bytes."""
 
 
 class CallHeader(NamedTuple):

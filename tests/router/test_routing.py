@@ -317,6 +317,30 @@ def test_only_a_reply_ends_a_raw_call() -> None:
     assert router.gauges()["calls_in_flight"] == 1
 
 
+def test_a_worker_hears_how_much_of_its_large_bundles_was_read_before_all_else() -> None:
+    router = make_router()
+    large = bytes(LIMITS.large_message_bytes)
+    messages = [bundle(0, 1, (ALICE, reply(number), large)) for number in range(2)]
+    from_client(router, batch(0), b"body")
+    for message in messages:
+        router.on_door(0, message)
+    taken, forwarded = send_all(router)
+    size = sum(len(body) for _, body in messages)
+    assert taken == (0, (protocol.TAKEN, 0, 1, size), [])
+    assert forwarded[1].kind == protocol.BUNDLE
+    router.on_door(0, bundle(0, 1, (ALICE, reply(3), b"small")))
+    assert send_all(router) == []
+
+
+def test_a_door_that_closes_is_sent_nothing_behind_the_acknowledgement() -> None:
+    router = make_router()
+    large = bundle(0, 1, (ALICE, reply(1), bytes(LIMITS.large_message_bytes)))
+    router.on_door(0, large)
+    router.on_door(0, [protocol.header(protocol.GOODBYE, 0, 1), b""])
+    router.on_door(0, large)
+    assert [head.kind for _, head, _ in send_all(router)] == [protocol.GOODBYE_ACK]
+
+
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_what_another_epoch_says_is_dropped_and_counted(epoch: int) -> None:
     router = make_router()

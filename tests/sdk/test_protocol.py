@@ -38,6 +38,7 @@ def test_kinds_and_statuses_keep_their_numbers() -> None:
         "SOCKETS": 17,
         "PULL": 18,
         "PART": 19,
+        "TAKEN": 20,
     }
     assert (protocol.STATUS_RESULT, protocol.STATUS_RAISED, protocol.STATUS_ERROR) == (0, 1, 2)
     assert (protocol.STATUS_ITEM, protocol.STATUS_END) == (3, 4)

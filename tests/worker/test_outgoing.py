@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from perdure import protocol
+from perdure.backlog import Backlog
 from perdure.channel import PeerGone, WouldBlock
 from perdure.limits import Limits
 from perdure_worker.outgoing import Outgoing
@@ -23,7 +25,10 @@ class Door:
         self.forgotten: list[bytes] = []
         self.asked_again = 0
         self.full: set[bytes] = set()
-        self.outgoing = Outgoing(self.send, self.forgotten.append, self.again_later, self.full, LIMITS)
+        self.now = 0.0
+        self.outgoing = Outgoing(
+            self.send, self.forgotten.append, self.again_later, self.full, LIMITS, lambda: self.now
+        )
 
     def send(self, frames: Sequence[bytes]) -> None:
         self.tries += 1
@@ -153,3 +158,65 @@ def test_after_a_reading_of_the_door_only_some_of_many_are_tried_and_all_have_th
     door.tries = 0
     door.outgoing.send_some()
     assert door.tries == 0
+
+
+# --- the router, whose ZeroMQ reads ahead
+
+BUNDLE = protocol.header(protocol.BUNDLE, 0, 1)
+WINDOW = LIMITS.pipe_bytes_max
+QUARTER = bytes(WINDOW // 4)
+
+
+def bundles(door: Door, count: int, body: bytes = QUARTER) -> None:
+    for _ in range(count):
+        door.outgoing.send(b"router", BUNDLE, body)
+
+
+def make_roomy_door() -> Door:
+    door = Door()
+    door.outgoing.waiting = Backlog(Limits().reply_queue_bytes_max, Limits().reply_queues_bytes_max)
+    return door
+
+
+def test_a_router_gets_large_bundles_only_as_fast_as_it_says_that_it_has_read_them() -> None:
+    door = make_roomy_door()
+    bundles(door, 7)
+    assert len(door.bodies(b"router")) == 4
+    assert door.asked_again == 1
+    door.outgoing.send_waiting()
+    assert len(door.bodies(b"router")) == 4
+    door.outgoing.taken(b"router", 2 * len(QUARTER))
+    assert len(door.bodies(b"router")) == 6
+    door.outgoing.taken(b"router", len(QUARTER))
+    assert len(door.bodies(b"router")) == 7
+    assert not door.outgoing.waiting
+
+
+def test_a_bundle_that_is_larger_than_the_window_goes_alone() -> None:
+    door = make_roomy_door()
+    bundles(door, 2, bytes(2 * WINDOW))
+    assert len(door.bodies(b"router")) == 1
+    door.outgoing.taken(b"router", 2 * WINDOW)
+    assert len(door.bodies(b"router")) == 2
+
+
+def test_small_bundles_and_messages_of_direct_clients_ask_for_no_such_word() -> None:
+    door = make_roomy_door()
+    small = bytes(LIMITS.large_message_bytes - 1)
+    bundles(door, 2 * WINDOW // len(small), small)
+    for _ in range(8):
+        door.outgoing.send(b"client", protocol.header(protocol.REPLIES, 0, 1), QUARTER)
+    assert not door.outgoing.waiting
+
+
+def test_a_router_that_has_died_is_found_out_although_it_says_nothing() -> None:
+    door = make_roomy_door()
+    bundles(door, 5)
+    door.gone.add(b"router")
+    door.now = LIMITS.heartbeat_lost_s - 0.1
+    door.outgoing.send_waiting()
+    assert door.forgotten == []
+    door.now = LIMITS.heartbeat_lost_s
+    door.outgoing.send_waiting()
+    assert door.forgotten == [b"router"]
+    assert not door.outgoing.waiting

@@ -133,10 +133,8 @@ class Worker:
         )
         door = open_router(self._context, [config.door])
         self._door = Channel(loop, door, self._on_door, self._flush, lambda: self._host.has_room)
-        send_waiting = functools.partial(self._later, _SEND_AGAIN_S, self._send_waiting)
-        self._outgoing = Outgoing(
-            self._door.send, self._peers.forget, send_waiting, self._peers.full, _LIMITS
-        )
+        again = functools.partial(self._later, _SEND_AGAIN_S, self._send_waiting)
+        self._outgoing = Outgoing(self._door.send, self._peers.forget, again, self._peers.full, _LIMITS)
         self._peers.on_many_bytes = self._send_replies
         self._control = Channel(loop, open_dealer(self._context, config.control), self._on_control)
 
@@ -233,6 +231,8 @@ class Worker:
                 self._on_bundle(identity, frames[2])
             elif head.kind == protocol.GOODBYE_ACK:
                 self._acknowledged.add(identity)
+            elif head.kind == protocol.TAKEN:
+                self._outgoing.taken(identity, head.stamp)
             else:
                 self._on_calls(identity, None, head, frames[1], frames[2])
         except PerdureError as error:
