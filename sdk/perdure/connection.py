@@ -45,7 +45,8 @@ class Connection:
         on_lost: Callable[[], None],
     ) -> None:
         self.connected = False
-        self._broken = False
+        """Whether messages are taken; `on_connected` runs before the first one."""
+        self._stands = self._broken = False
         self._loop = loop
         self._on_connected = on_connected
         self._on_lost = on_lost
@@ -77,7 +78,7 @@ class Connection:
 
     def close(self, linger_ms: int = 0) -> None:
         """Closes the connection; messages not yet sent get `linger_ms`.  A second call does nothing."""
-        self.connected = False
+        self.connected = self._stands = False
         if not self._channel.closed:
             self._socket.disable_monitor()  # before the socket that it belongs to is closed
             self._monitor.close()
@@ -88,15 +89,17 @@ class Connection:
         if self._broken:  # ZeroMQ connects again by itself, perhaps to a successor
             return
         if event == _CONNECTED:
-            self.connected = True
+            self._stands = True
+            # This may run within a send, which would come before what `on_connected` has to say.
             self._loop.call_soon(self._tell_connected)
-        elif event == _LOST and self.connected:
-            self.connected = False
+        elif event == _LOST and self._stands:
+            self.connected = self._stands = False
             self._broken = True
             self._loop.call_later(_LAST_MESSAGES_S, self._give_up)
 
     def _tell_connected(self) -> None:
-        if self.connected:
+        if self._stands:
+            self.connected = True
             self._on_connected()
 
     def _give_up(self) -> None:

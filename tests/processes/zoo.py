@@ -9,7 +9,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from perdure import DurableObject, blocking, durable, register_exception
+from perdure import DurableObject, blocking, durable, interleaved, register_exception
 
 
 @register_exception
@@ -90,16 +90,48 @@ class Caller(DurableObject):
         return self.steps
 
 
+class Gate(DurableObject):
+    """Others wait here until it is open."""
+
+    def __init__(self) -> None:
+        self.opened = asyncio.Event()
+
+    @interleaved
+    async def wait(self) -> None:
+        """Returns when it is open."""
+        await self.opened.wait()
+
+    @interleaved
+    async def open(self) -> None:
+        """Lets all pass."""
+        self.opened.set()
+
+
 class Odd(DurableObject):
     """Everything else."""
 
     memory: int = 0
+    inside: int = 0
     kept: int = durable(0)
 
     async def nap(self, seconds: float) -> str:
         """Sleeps in the loop."""
         await asyncio.sleep(seconds)  # sleep: stands for a slow service
         return "rested"
+
+    async def wait_at(self, gate: str) -> str:
+        """Keeps its turn until that gate is open."""
+        await self.ctx.get(Gate, gate).wait()
+        return "passed"
+
+    async def meet(self, seconds: float) -> int:
+        """The largest number of turns that were inside of this method during this one."""
+        self.inside += 1
+        met = self.inside
+        await asyncio.sleep(seconds)  # sleep: gives another turn the opportunity
+        met = max(met, self.inside)
+        self.inside -= 1
+        return met
 
     @blocking
     def work(self, seconds: float) -> str:

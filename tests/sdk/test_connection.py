@@ -18,6 +18,10 @@ from perdure.connection import Connection
 from .fake_cluster import BATCH_HEADER, BusyDoor, end_context, in_both_loops, in_loop, soon
 
 
+HANDSHAKE_S = 0.2
+"""Many times what ZeroMQ takes for it."""
+
+
 @dataclass
 class User:
     """Who has a connection; `told` is what it heard, in order."""
@@ -93,6 +97,21 @@ async def check_a_life(folder: Path) -> None:
 
 def test_a_connection_tells_that_it_stands_and_that_it_is_lost(tmp_path: Path) -> None:
     check_a_life(tmp_path)
+
+
+@in_loop
+async def test_nothing_is_sent_before_it_is_told_that_the_connection_stands(tmp_path: Path) -> None:
+    async with connecting(tmp_path) as (user, _):
+        door = BusyDoor(tmp_path)
+        # The connection comes while somebody who has much to send keeps the loop from telling so.
+        until = time.monotonic() + HANDSHAKE_S
+        while time.monotonic() < until:
+            with pytest.raises(WouldBlock, match="no connection"):
+                user.connection.send((BATCH_HEADER, b"early"))
+        await soon(user.connected.wait())
+        user.connection.send((BATCH_HEADER, b"first"))
+        assert door.take()[1] == b"first"
+        door.close()
 
 
 @in_loop
