@@ -32,6 +32,9 @@ __all__ = ["Connection", "GuardedConfig", "Rules"]
 _END_OF_HOST = re.compile(rb"[/?#]")
 _JOINED_BYTES_MAX = 64 * 1024
 """A larger body is not copied behind its headers."""
+_THROWN_AWAY_BYTES_MAX = 1024 * 1024
+"""What a client may still send that nobody reads, until it is cut off: what is on its way when an early answer
+leaves, a socket's buffers on both sides, is a few hundred KiB."""
 
 
 class Rules:
@@ -60,7 +63,7 @@ class Phase(Enum):
     ANSWER = "the application's answer"
     IDLE = "the next request"
     LINGER = "the end of what the client still sends"
-    REFUSED = "its end"
+    REFUSED = "the answers to what came before something that nobody understands"
 
 
 class _Refused(Exception):
@@ -101,15 +104,16 @@ class _Transport:
 
     def _flush(self) -> None:
         self._flushing = None
+        self.flush()
+
+    def flush(self) -> None:
+        """Hands over what is held, for whoever goes on without this one."""
         if self._held:
             held, self._held = self._held, b""
             self._write(held)
 
     def close(self) -> None:
         """Ends the connection behind what was written."""
-        if self._held:
-            held, self._held = self._held, b""
-            self._write(held)
         self._close()
 
 
@@ -137,6 +141,10 @@ class Connection(HttpToolsProtocol):
         self._received = 0
         """Bytes of the head or body that is being read."""
         self._refusal: tuple[int, str] | None = None
+        self._last_words: tuple[int, str] | None = None
+        """What is refused once the requests before it are answered."""
+        self._read: RequestResponseCycle | None = None
+        """The request whose body is being read; None for an upgrade."""
         self._address: str | None = None
         self._counted = False
         self._running: RequestResponseCycle | None = None
@@ -197,11 +205,9 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
         phase = self._phase
-        if phase is Phase.REFUSED:
-            return
-        if phase is Phase.LINGER:
+        if phase is Phase.LINGER or phase is Phase.REFUSED:
             self._received += len(data)
-            if self._received > self._limits.http_body_rate_bytes * 256:
+            if self._received > _THROWN_AWAY_BYTES_MAX:
                 self.transport.abort()
             return
         if phase is Phase.IDLE:
@@ -244,6 +250,7 @@ class Connection(HttpToolsProtocol):
         before = self.cycle
         super().on_headers_complete()
         cycle = self.cycle
+        self._read = cycle if cycle is not before else None
         if cycle is None or cycle is before:  # an upgrade
             return
         cycle.transport = self._transport  # type: ignore[assignment]
@@ -296,7 +303,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The application has answered: on with the next request, or the wait for one."""
         self.server_state.total_requests += 1
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._phase is Phase.LINGER:
             return
         if self._phase is Phase.BODY and not self.pipeline:
             # Whoever answers before the request has ended does not want the rest of it.
@@ -307,6 +314,8 @@ class Connection(HttpToolsProtocol):
             cycle, app = self.pipeline.pop()
             self._running = cycle if self.pipeline else None
             self._start_asgi_task(cycle, app)
+        elif self._last_words is not None:
+            self._refuse(*self._last_words)
         elif self._phase is Phase.ANSWER:
             self._phase = Phase.IDLE
             self._since = self._rules.now
@@ -319,34 +328,57 @@ class Connection(HttpToolsProtocol):
         """
         if self._phase is Phase.LINGER or self.transport.is_closing():
             return
-        if self._phase is Phase.BODY:
-            self._begin(Phase.LINGER)
-            self.flow.resume_reading()
-            with contextlib.suppress(OSError, RuntimeError):  # the client may be gone
-                self.transport.write_eof()
+        self._transport.flush()
+        if self._phase in (Phase.BODY, Phase.REFUSED):
+            self._linger()
         else:
             self.transport.close()
 
+    def _linger(self) -> None:
+        self._begin(Phase.LINGER)
+        self.flow.resume_reading()
+        with contextlib.suppress(OSError, RuntimeError):  # the client may be gone
+            self.transport.write_eof()
+
     def _end(self, status: int, text: str) -> None:
-        """Answers for the application, unless it has begun to, and ends the connection."""
+        """Answers for the application, unless it has begun to, and ends the connection.
+
+        What stands behind requests that are still to be answered is refused behind their answers: the client
+        takes what comes first for the answer to what it asked first.
+        """
         if self.transport.is_closing():
             return
         self._rules.cut += 1
         cycle = self._unanswered()
+        if cycle is not None and (self._phase is not Phase.BODY or cycle is not self._read):
+            self._end_behind(status, text)
+            return
         if cycle is not None and cycle.response_started:
             self.transport.abort()
             return
+        if cycle is not None:
+            _tell_left(cycle)
+        self._refuse(status, text)
+
+    def _end_behind(self, status: int, text: str) -> None:
+        if self._phase is Phase.BODY and self._read is not None:  # it waits in the line itself
+            self.pipeline.popleft()
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._running
+            if not self.pipeline:
+                self._running = None
+        self._begin(Phase.REFUSED)
+        self._last_words = status, text
+        self.flow.resume_reading()  # that the client leaves is seen by reading only
+
+    def _refuse(self, status: int, text: str) -> None:
         phrase = HTTPStatus(status).phrase
         head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: text/plain; charset=utf-8\r\n"
         retry = "retry-after: 1\r\n" if status == 503 else ""
+        self._transport.flush()
         self.transport.write(
             f"{head}{retry}content-length: {len(text) + 1}\r\nconnection: close\r\n\r\n{text}\n".encode()
         )
-        if cycle is not None:
-            _tell_left(cycle)
-        self._begin(Phase.LINGER)
-        with contextlib.suppress(OSError, RuntimeError):
-            self.transport.write_eof()
+        self._linger()
 
     # --- time
 
