@@ -7,22 +7,20 @@ at its object when the client has left.  Runs wherever the gateway's application
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 from perdure import web
+from perdure.web_wire import LINE_END, OWN_HEADERS
 from perdure_gateway.failures import Failure
 
 __all__ = ["Answer", "BrokenOff"]
 
-_FORBIDDEN = re.compile(rb"[\r\n\0]")
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 """Headers of one connection, which is the server's business (RFC 9110 §7.6.1)."""
 _NO_BODY = frozenset({204, 304})
-_INTERNAL = b"x-perdure-"
 
 
 class Answer:
@@ -113,6 +111,8 @@ async def _departure(receive: Any) -> None:
 
 
 def _response_headers(raw: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    if _FORBIDDEN.search(b" ".join([part for pair in raw for part in pair])) is not None:
+    if LINE_END.search(b" ".join([part for pair in raw for part in pair])) is not None:
         raise ValueError("a response's header holds a CR, LF or NUL")
-    return [pair for pair in raw if pair[0] not in _HOP_BY_HOP and not pair[0].lower().startswith(_INTERNAL)]
+    return [
+        pair for pair in raw if pair[0] not in _HOP_BY_HOP and not pair[0].lower().startswith(OWN_HEADERS)
+    ]

@@ -32,9 +32,6 @@ __all__ = ["Connection", "GuardedConfig", "Rules"]
 _END_OF_HOST = re.compile(rb"[/?#]")
 _JOINED_BYTES_MAX = 64 * 1024
 """A larger body is not copied behind its headers."""
-_THROWN_AWAY_BYTES_MAX = 1024 * 1024
-"""What a client may still send that nobody reads, until it is cut off: what is on its way when an early answer
-leaves, a socket's buffers on both sides, is a few hundred KiB."""
 
 
 class Rules:
@@ -207,7 +204,7 @@ class Connection(HttpToolsProtocol):
         phase = self._phase
         if phase is Phase.LINGER or phase is Phase.REFUSED:
             self._received += len(data)
-            if self._received > _THROWN_AWAY_BYTES_MAX:
+            if self._received > self._limits.http_linger_bytes_max:
                 self.transport.abort()
             return
         if phase is Phase.IDLE:

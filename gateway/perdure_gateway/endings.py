@@ -19,11 +19,11 @@ from typing import Any, Protocol
 from perdure.errors import Overloaded
 from perdure.limits import Limits
 from perdure.stub import Target
+from perdure.web_wire import CLOSED
 from perdure_gateway.timers import Timers
 
 __all__ = ["Calls", "Ending", "Endings"]
 
-CLOSED = "web.closed"
 _FIRST_PAUSE_S = 0.1
 _PAUSE_MAX_S = 10.0
 _DOUBLINGS_MAX = 7  # beyond _PAUSE_MAX_S

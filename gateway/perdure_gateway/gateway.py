@@ -27,6 +27,7 @@ from perdure.ids import ObjectId, id_from_string
 from perdure.limits import Limits
 from perdure.object import namespace_of
 from perdure.stub import make_target
+from perdure.web_wire import OWN_HEADERS
 from perdure_gateway.answers import Answer
 from perdure_gateway.bodies import ClientGone, read_body
 from perdure_gateway.failures import NO_TOKEN, NOT_FOUND, Failure, failure_of
@@ -46,7 +47,6 @@ __all__ = ["Gateway"]
 log = logging.getLogger("perdure.gateway")
 
 _REQUEST_ID_CHARS_MAX = 255
-_INTERNAL = b"x-perdure-"
 
 
 class Gateway:
@@ -307,7 +307,7 @@ class Gateway:
 
     def _is_internal(self, name: bytes) -> bool:
         """Whether a header is not for the object: of our own, or the token of this gateway."""
-        return name.startswith(_INTERNAL) or (self.tokens is not None and name == b"authorization")
+        return name.startswith(OWN_HEADERS) or (self.tokens is not None and name == b"authorization")
 
     def serves(self, namespace: str) -> bool:
         """Whether this gateway was told to serve the namespace."""

@@ -30,6 +30,7 @@ from perdure.errors import (
 )
 from perdure.limits import Limits
 from perdure.stub import Target
+from perdure.web_wire import FRAME
 from perdure_gateway.client_socket import ClientSocket, Close, Connection, Frame, State
 from perdure_gateway.endings import Calls, Ending, Endings
 from perdure_gateway.seats import Seats
@@ -39,7 +40,6 @@ __all__ = ["Hands", "Sockets"]
 
 log = logging.getLogger("perdure.gateway")
 
-FRAME = "web.frame"
 HANDLED, NO_SOCKET = 0, 1
 """Results of `web.frame`."""
 TEXT, BINARY, CLOSE, AUTO = range(4)

@@ -19,7 +19,7 @@ from perdure.client import Client
 from perdure.errors import NotExecuted, RemoteError
 from perdure.limits import Limits
 from perdure.stub import Target
-from perdure.web_wire import check_headers
+from perdure.web_wire import OWN_HEADERS, check_headers
 from perdure_gateway.admission import Admission
 from perdure_gateway.client_socket import ClientSocket, Close, Frame
 from perdure_gateway.failures import Failure, failure_of
@@ -50,7 +50,7 @@ _FAILURES = frozenset({1002, 1003, 1006, 1007, 1009, 1010, 1011, 1012})
 """Codes by which one side says that something went wrong: no orderly end."""
 _FRAMES_AT_ONCE = 64
 """Frames that one client gets before others have their turn."""
-_OURS = (b"x-perdure-", b"connection", b"keep-alive", b"transfer-encoding", b"upgrade")
+_OURS = (OWN_HEADERS, b"connection", b"keep-alive", b"transfer-encoding", b"upgrade")
 """Headers that are the gateway's or its server's own business, in both directions."""
 _OF_THE_HANDSHAKE = (b"sec-websocket-", b"content-", b"date")
 _FOREIGN = Failure(403, "ForeignOrigin", "this origin may not open a WebSocket here")
@@ -65,7 +65,7 @@ class WebSockets:
         client: Client,
         *,
         origins: Collection[str] = (),
-        is_internal: Callable[[bytes], bool] = lambda name: name.startswith(b"x-perdure-"),
+        is_internal: Callable[[bytes], bool] = lambda name: name.startswith(OWN_HEADERS),
         limits: Limits | None = None,
     ) -> None:
         """For a connected client, in its event loop; `origins` are allowed besides the gateway's own.

@@ -319,6 +319,8 @@ class Limits:
     """A client that takes nothing of a response for this long is cut off: its object may wait for it."""
     http_linger_s: float = 2.0
     """How long the rest of a request is read and thrown away after an early answer, so that it arrives."""
+    http_linger_bytes_max: int = 1 * MIB
+    """The same in bytes: what is on its way when an answer leaves, the buffers of both sides, is less."""
     http_look_s: float = 0.5
     """Deadlines of connections are looked at this often, all at once: 10,000 of them in 3 ms."""
     http_json_bytes_max: int = 8 * MIB

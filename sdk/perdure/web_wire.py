@@ -15,18 +15,37 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from perdure.errors import InvalidArgument, MessageTooLarge
 from perdure.limits import Limits
 
-__all__ = ["FETCH", "RawHeaders", "check_headers", "check_request", "essence", "read_url", "request_map"]
+__all__ = [
+    "CLOSED",
+    "FETCH",
+    "FRAME",
+    "LINE_END",
+    "OWN_HEADERS",
+    "RawHeaders",
+    "check_headers",
+    "check_request",
+    "essence",
+    "read_url",
+    "request_map",
+]
 
 RawHeaders = list[tuple[bytes, bytes]]
 """Names are lower case; several headers may have one name."""
 
 FETCH: Final = "web.fetch"
 """The name of the call that carries a request; no method of a class can have a name with a dot."""
+FRAME: Final = "web.frame"
+"""The same of the call that carries one message of a client's WebSocket."""
+CLOSED: Final = "web.closed"
+"""The same of the call that tells an object of a WebSocket's end."""
+OWN_HEADERS: Final = b"x-perdure-"
+"""Begin of the names of headers that are the gateway's own: they reach no object and no client."""
+LINE_END: Final = re.compile(rb"[\r\n\0]")
+"""What would end a header before its end."""
 
 _LIMITS = Limits()
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}", re.ASCII)
-_FORBIDDEN = re.compile(rb"[\r\n\0]")
 _SOCKET_KEY_BYTES = 24
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "method": (str,),
@@ -55,7 +74,7 @@ def check_headers(pairs: Iterable[Any]) -> RawHeaders:
         name, value = pair
         if _TOKEN.fullmatch(name) is None:
             raise InvalidArgument(f"this is no name of a header: {name!r:.80}")
-        if _FORBIDDEN.search(value) is not None:
+        if LINE_END.search(value) is not None:
             raise InvalidArgument(
                 f"the value of header {name.decode('ascii')!r:.80} holds a CR, LF or NUL, which would end it"
             )

@@ -13,7 +13,23 @@ from perdure.limits import Limits
 from perdure_gateway.server import HttpServer
 
 DEADLINE_S = 15.0
+UPGRADE = (
+    b"host: h\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: "
+    + b"A" * 22
+    + b"==\r\n"
+)
+"""Headers of a WebSocket's handshake, but the upgrade itself."""
 App = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
+    """What the scenario gives, in a loop of its own and within the deadline."""
+
+    async def bounded() -> Any:
+        async with asyncio.timeout(DEADLINE_S):
+            return await scenario()
+
+    return asyncio.run(bounded())
 
 
 def limits(**changes: Any) -> Limits:

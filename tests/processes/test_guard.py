@@ -91,7 +91,7 @@ def test_a_restart_of_the_whole_tries_a_quarantined_object_again(tmp_path: Path)
 KILLED_S = Limits().heartbeat_interval_s + Limits().heartbeat_lost_s
 """From the last heartbeat, at the longest, until the supervisor kills."""
 STARTS = 3
-"""On a busy machine the rest may take as many times what a restart takes there, by itself, right afterwards."""
+"""On a busy machine the rest may take as many times what a restart takes there, right afterwards."""
 
 
 @pytest.mark.alone

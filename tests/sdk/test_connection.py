@@ -17,7 +17,6 @@ from perdure.connection import Connection
 
 from .fake_cluster import BATCH_HEADER, BusyDoor, end_context, in_both_loops, in_loop, soon
 
-
 HANDSHAKE_S = 0.2
 """Many times what ZeroMQ takes for it."""
 

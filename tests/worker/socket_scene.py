@@ -14,10 +14,9 @@ from starlette.responses import PlainTextResponse
 
 from perdure import DurableObject, codec, durable
 from perdure.object import namespace_of
-from perdure.web_wire import FETCH
+from perdure.web_wire import FETCH, FRAME
 from perdure_storage import keys
 from perdure_storage.memory import MemoryDisk
-from perdure_worker.socket_methods import FRAME
 from worker.host_scene import EPOCH, Scene, Sent, take_time
 
 _IDENTITIES = itertools.count(1)

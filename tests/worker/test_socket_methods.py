@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from perdure import DurableObject, InvalidArgument, interleaved
+from perdure.web_wire import CLOSED, FRAME
 from perdure_worker.registry import register
-from perdure_worker.socket_methods import CLOSED, FRAME
 from worker.host_scene import Scene
 from worker.socket_scene import (
     Gateway,

@@ -16,16 +16,15 @@ from perdure.errors import InvalidArgument, MessageTooLarge
 from perdure.limits import Limits
 from perdure.methods import Method
 from perdure.remote_errors import dump_exception
+from perdure.web_wire import CLOSED, FRAME
 from perdure_storage.keys import SOCKET_KEY_BYTES
 from perdure_worker.socket_handles import Socket
 from perdure_worker.sockets import ObjectSockets, run_handler, sockets_of
 
-__all__ = ["CLOSED", "FRAME", "SocketHandlers", "socket_methods"]
+__all__ = ["SocketHandlers", "socket_methods"]
 
 log = logging.getLogger("perdure.worker")
 
-FRAME: Final = "web.frame"
-CLOSED: Final = "web.closed"
 _HANDLED, _NO_SOCKET = 0, 1
 _LIMITS = Limits()
 
