@@ -143,8 +143,8 @@ def test_stopped_processes_are_killed_and_replaced_within_five_seconds(cluster: 
 def test_a_process_that_never_becomes_ready_is_replaced(cluster: Cluster) -> None:
     cluster.order("worker-1", never_ready=True)
     cluster.start(wait=False, timing={"start_timeout_s": START_TIMEOUT_S})
-    # Of any epoch: on a busy machine the first may be killed before it can write down that it has started, and
-    # the successor may not become ready in that time either; that one does is seen above.
+    # Of any epoch: on a busy machine the first may be killed before it can write down that it has started,
+    # and the successor may not become ready in that time either; that one does is seen above.
     hung = cluster.wait_for_entry("started", "worker-1")
     wait_for(
         "there is a successor",
