@@ -47,6 +47,9 @@ class QuickTurns(Refusals):
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
         self._used_grain_s = settings.idle_evict_s / _PLACES_A_LIFE
         """So old may an object's place in the order of use be: to move it touches four others' memory."""
+        self._recent = 0.0
+        """A time in seconds not older than that, which the objects in use share: one that has it is known by
+        its identity, without a look at its value."""
         self._quick_reply_bytes = min(self._large_reply_bytes, settings.limits.reply_window_bytes_max)
         self._reply_all = self.reply_all
 
@@ -74,6 +77,9 @@ class QuickTurns(Refusals):
     ) -> None:
         """Calls come in; whatever one of them does, the others are taken."""
         get, note, page, set_current = self.live.get, self._note, self._page, CURRENT.set
+        recent = self._recent
+        if now - recent > self._used_grain_s:
+            self._recent = recent = now
         is_open = not (peer.raw or self.draining or self.peers.full) and client.flush > 0
         for item in items:
             try:
@@ -100,8 +106,8 @@ class QuickTurns(Refusals):
                     self._on_call(peer, client, item, base, now, size)
                     continue
                 client.highest = sequence
-                if now - resident.used > self._used_grain_s:
-                    resident.used = now
+                if resident.used is not recent:
+                    resident.used = recent
                     self.live.move_to_end(key)
                 if not method.quick:
                     self.run_turn(resident, peer, sequence, method, args, kwargs, deadline, None, client)
@@ -213,7 +219,10 @@ class QuickTurns(Refusals):
             record = header.to_bytes(HEADER_BYTES, "big") + encoded
             groups.batch_put(row, record)
             groups.open_bytes += len(row) + len(record)
-            resident.saved[changed] = value
+            if index == 0:  # the only field, as it is the last that was looked at: 0.1 µs less
+                resident.saved = (value,)
+            else:
+                resident.remember(changed, value)
             group = resident.ticket = groups.group
             part = client.part
             if part is None:
