@@ -83,6 +83,7 @@ class Client(ClientIds):
         self._want_direct = direct
         self._timeout_s = timeout
         self._tables: dict[type, Mapping[str, Method]] = {}
+        self._stubs = ClientStubs(self, lambda: (self._caller, self._create_future), _LIMITS)
         self._handlers: dict[int, Callable[[int, int, bytes], None]] = {}
         self._on_link: Callable[[int, int], None] | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -123,7 +124,6 @@ class Client(ClientIds):
         self._caller.streams.call_soon = loop.call_soon_threadsafe
         self._handlers[protocol.PULL] = self._caller.streams.uploads.on_pull
         self._start, self._create_future = self._caller.call, loop.create_future
-        self._stubs = ClientStubs(self, self._caller, loop.create_future, _LIMITS)
         self._context = open_context()
         try:
             self._front = self._connect(self._context)

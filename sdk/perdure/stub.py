@@ -166,18 +166,20 @@ class AnyStub:
 
     __slots__ = ()
 
-    _perdure_target: Target
-    _perdure_sender: Sender
+    def _perdure_parts(self) -> tuple[Target, Sender]:
+        """Whom it speaks for, and what starts its calls."""
+        raise NotImplementedError
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{name!r} cannot be set through a stub: only the object's methods change it")
 
     def fetch(self, request: Any, **options: Any) -> Any:
         """Sends the object an HTTP request.  It is a handler's name, so no method can have it."""
-        return self._perdure_sender.fetch(self._perdure_target, request, **options)
+        target, sender = self._perdure_parts()
+        return sender.fetch(target, request, **options)
 
     def __repr__(self) -> str:
-        target = self._perdure_target
+        target, _ = self._perdure_parts()
         return f"<stub of {target.namespace}/{target.name or target.object_id.hex()}>"
 
 
@@ -190,10 +192,16 @@ def check_name(name: str) -> None:
 class Stub(AnyStub):
     """Speaks for one object; its public attributes are the object's methods, and `fetch` sends it HTTP."""
 
+    _perdure_target: Target
+    _perdure_sender: Sender
+
     def __init__(self, target: Target, sender: Sender) -> None:
         # Not through __dict__: asking for it makes one, 300 bytes a stub, and a call looks it up, 0.1 µs.
         object.__setattr__(self, "_perdure_target", target)
         object.__setattr__(self, "_perdure_sender", sender)
+
+    def _perdure_parts(self) -> tuple[Target, Sender]:
+        return self._perdure_target, self._perdure_sender
 
     def __getattr__(self, name: str) -> Any:
         check_name(name)

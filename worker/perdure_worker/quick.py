@@ -37,6 +37,7 @@ _FIELDS: Final = frozenset({int, str, bool, bytes})
 """Equal values of these types are the same value."""
 _PLACES_A_LIFE: Final = 20
 _FORMAT_1: Final = FORMAT << 32
+_set_current: Final = CURRENT.set
 
 
 class QuickTurns(Refusals):
@@ -76,10 +77,7 @@ class QuickTurns(Refusals):
         self, peer: Peer, client: Client, items: list[Any], base: float, now: float, size: int | None
     ) -> None:
         """Calls come in; whatever one of them does, the others are taken."""
-        get, note, page, set_current = self.live.get, self._note, self._page, CURRENT.set
-        recent = self._recent
-        if now - recent > self._used_grain_s:
-            self._recent = recent = now
+        get, note, page, recent = self.live.get, self._note, self._page, self._recent_at(now)
         is_open = not (peer.raw or self.draining or self.peers.full) and client.flush > 0
         for item in items:
             try:
@@ -119,7 +117,7 @@ class QuickTurns(Refusals):
                     continue
                 self.turns += 1
                 resident.turn = turn
-                set_current(turn)
+                _set_current(turn)
                 context = copy_context()
                 result = failure = None
                 try:
@@ -145,6 +143,11 @@ class QuickTurns(Refusals):
             except BaseException as error:  # of one call, and none of the others'
                 self._on_odd_call(peer, client, item, base, now, size, error)
         self._pause_if_full()
+
+    def _recent_at(self, now: float) -> float:
+        if now - self._recent > self._used_grain_s:
+            self._recent = now
+        return self._recent
 
     def _bind(self, resident: Resident, turn: Turn, args: list[Any]) -> Sequence[Any] | None:
         """What the method is called with; None when that does not fit, and its caller is told."""
@@ -219,10 +222,7 @@ class QuickTurns(Refusals):
             record = header.to_bytes(HEADER_BYTES, "big") + encoded
             groups.batch_put(row, record)
             groups.open_bytes += len(row) + len(record)
-            if index == 0:  # the only field, as it is the last that was looked at: 0.1 µs less
-                resident.saved = (value,)
-            else:
-                resident.remember(changed, value)
+            resident.saved = (value,) if index == 0 else resident.saved_with(changed, value)
             group = resident.ticket = groups.group
             part = client.part
             if part is None:

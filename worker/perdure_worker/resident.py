@@ -145,10 +145,10 @@ class Resident:
         """Key of the object's row in the namespace's listing."""
         return keys.names_key(self.cls.namespace, self.name, self.key)
 
-    def remember(self, index: int, value: Any) -> None:
-        """Sets what storage will have of one durable field."""
+    def saved_with(self, index: int, value: Any) -> tuple[Any, ...]:
+        """`saved` with another value of one durable field."""
         saved = self.saved
-        self.saved = (*saved[:index], value, *saved[index + 1 :])
+        return (*saved[:index], value, *saved[index + 1 :])
 
     def row_prefix(self) -> bytes:
         """The key prefix of all of this object's rows; kept, it would be a tenth of its memory."""
@@ -226,9 +226,8 @@ class Resident:
         for index, field in enumerate(self.cls.fields):
             value = field.default()
             _fill(self.instance, field.name, value)
-            self.remember(
-                index, value if field.immutable(value) else Encoded(codec.encode(field.dump(value)))
-            )
+            saved = value if field.immutable(value) else Encoded(codec.encode(field.dump(value)))
+            self.saved = self.saved_with(index, saved)
 
     def changed_fields(self, pack: Callable[[Any], bytes], size_max: int) -> list[Change] | None:
         """What differs from what is saved; None if nothing.  Changes nothing itself.

@@ -125,7 +125,7 @@ class Writes(Answers, ABC):
         for index, remember, encoded in changes:
             key = prefix + rows[index]
             put(key, seal(key, encoded))
-            resident.remember(index, remember)
+            resident.saved = resident.saved_with(index, remember)
         resident.ticket = groups.group
         if groups.uncommitted_bytes > self.limits.uncommitted_bytes_max:
             self.paused = True
