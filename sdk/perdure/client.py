@@ -24,7 +24,7 @@ from perdure import codec, protocol
 from perdure.calls import Caller
 from perdure.channel import PeerGone, WouldBlock, open_context
 from perdure.client_ids import ClientIds
-from perdure.client_stub import ClientMethod, ClientStub
+from perdure.client_stub import ClientStubs
 from perdure.connection import Connection
 from perdure.errors import InvalidArgument, PerdureError, ShardUnavailable
 from perdure.forks import watch
@@ -83,6 +83,7 @@ class Client(ClientIds):
         self._want_direct = direct
         self._timeout_s = timeout
         self._tables: dict[type, Mapping[str, Method]] = {}
+        self._stubs = ClientStubs(self, lambda: (self._caller, self._create_future), _LIMITS)
         self._handlers: dict[int, Callable[[int, int, bytes], None]] = {}
         self._on_link: Callable[[int, int], None] | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -208,7 +209,7 @@ class Client(ClientIds):
         """
         target = self.target(cls, key, timeout)
         if request_id is None:
-            return ClientStub(target, self)
+            return self._stubs.stub(cls, target)
         return Stub(target, NamedRequests(request_id, self))
 
     async def list(
@@ -267,12 +268,6 @@ class Client(ClientIds):
         self._caller.disown(_FORKED)
 
     # --- the sender of stubs
-
-    def bind(self, target: Target, method: str) -> Callable[..., Any]:
-        """See `perdure.client_stub.Binder`."""
-        bound = ClientMethod(target, method, self, self._caller, self._create_future)
-        # A method: calling it takes 0.1 µs less than calling an object.
-        return bound if bound.streams else bound.call
 
     def start(
         self,

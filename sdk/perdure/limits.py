@@ -138,6 +138,10 @@ class Limits:
     """Items that a stream's producer may be ahead of its reader: two round trips' worth at full speed."""
     stream_window_bytes: int = 1 * MIB
     """The same in encoded bytes; one item may be larger, and then travels alone."""
+    stub_classes_max: int = 1_000
+    """Classes of objects whose stubs share what a client has made for them; beyond it, it is made anew."""
+    stub_methods_max: int = 1_000
+    """Methods of one class that its stubs find at once; those beyond it take about 2 µs more."""
     stragglers_max: int = 64
     """Old open calls that a client lists with each message, so that workers can forget those after them."""
     sends_per_turn_max: int = 1_000

@@ -7,7 +7,6 @@ order in which it was made, not in the order in which it is awaited.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from functools import partial
 from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 from perdure.codec import SCALARS, check_value
@@ -18,7 +17,17 @@ from perdure.methods import Method, dump_call
 from perdure.pending import Pending
 from perdure.streams import Stream
 
-__all__ = ["NEEDS_NO_CHECK", "Call", "RemoteMethod", "Sender", "Stub", "Target", "make_target"]
+__all__ = [
+    "NEEDS_NO_CHECK",
+    "AnyStub",
+    "Call",
+    "RemoteMethod",
+    "Sender",
+    "Stub",
+    "Target",
+    "check_name",
+    "make_target",
+]
 
 T = TypeVar("T")
 _LIMITS = Limits()
@@ -152,7 +161,35 @@ class RemoteMethod:
         return self._start(self._target, self._method, plain_args, plain_kwargs or None, self._spec)
 
 
-class Stub:
+class AnyStub:
+    """What all stubs have in common: every public name is a method of the object."""
+
+    __slots__ = ()
+
+    def _perdure_parts(self) -> tuple[Target, Sender]:
+        """Whom it speaks for, and what starts its calls."""
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{name!r} cannot be set through a stub: only the object's methods change it")
+
+    def fetch(self, request: Any, **options: Any) -> Any:
+        """Sends the object an HTTP request.  It is a handler's name, so no method can have it."""
+        target, sender = self._perdure_parts()
+        return sender.fetch(target, request, **options)
+
+    def __repr__(self) -> str:
+        target, _ = self._perdure_parts()
+        return f"<stub of {target.namespace}/{target.name or target.object_id.hex()}>"
+
+
+def check_name(name: str) -> None:
+    """Raises `AttributeError` for a name that no method of an object can have."""
+    if name.startswith("_"):
+        raise AttributeError(f"{name!r} cannot be called on an object: only public methods can")
+
+
+class Stub(AnyStub):
     """Speaks for one object; its public attributes are the object's methods, and `fetch` sends it HTTP."""
 
     _perdure_target: Target
@@ -163,25 +200,15 @@ class Stub:
         object.__setattr__(self, "_perdure_target", target)
         object.__setattr__(self, "_perdure_sender", sender)
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"{name!r} cannot be set through a stub: only the object's methods change it")
+    def _perdure_parts(self) -> tuple[Target, Sender]:
+        return self._perdure_target, self._perdure_sender
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(f"{name!r} cannot be called on an object: only public methods can")
-        if name == "fetch":  # a handler's name, so no method can have it
-            return partial(self._perdure_sender.fetch, self._perdure_target)
-        method = self._perdure_bind(name)
+        check_name(name)
+        method = RemoteMethod(self._perdure_target, name, self._perdure_sender)
         # Found in the instance from now on: an attribute look-up instead of this call (about 1 µs less).
         object.__setattr__(self, name, method)
         return method
-
-    def _perdure_bind(self, name: str) -> Callable[..., Any]:
-        return RemoteMethod(self._perdure_target, name, self._perdure_sender)
-
-    def __repr__(self) -> str:
-        target = self._perdure_target
-        return f"<stub of {target.namespace}/{target.name or target.object_id.hex()}>"
 
 
 def make_target(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from perdure import codec
-from perdure.client_stub import ClientMethod, ClientStub
+from perdure.client_stub import ClientStubs
 from perdure.errors import InvalidArgument, ShardUnavailable
+from perdure.limits import Limits
 from perdure.methods import Method, callable_methods
 from perdure.object import DurableObject
 from perdure.protocol import Item
@@ -18,6 +21,8 @@ from perdure.slotmap import Seat, SlotMap
 from perdure.stub import Call, Target, make_target
 
 from .caller_scene import Scene, map_of, name_at
+
+LIMITS = Limits()
 
 
 @dataclass
@@ -36,13 +41,10 @@ class Board(DurableObject):
 class Client:
     """Notes which calls took the long way."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, limits: Limits = LIMITS) -> None:
         self.scene = scene
         self.long: list[str] = []
-
-    def bind(self, target: Target, method: str) -> Any:
-        bound = ClientMethod(target, method, self, self.scene.caller, Future)  # type: ignore[arg-type]
-        return bound if bound.streams else bound.call
+        self.stubs = ClientStubs(self, lambda: (scene.caller, Future), limits)  # type: ignore[arg-type, return-value]
 
     def start(
         self, target: Target, method: str, args: list[Any], kwargs: dict[str, Any] | None, spec: Method | None
@@ -73,7 +75,7 @@ def client(scene: Scene) -> Client:
 
 def stub_of(client: Client, name: str, cls: type | None = None, timeout: float | None = None) -> Any:
     methods = callable_methods(cls, DurableObject) if cls is not None else {}
-    return ClientStub(make_target("Counter", name, timeout, methods), client)
+    return client.stubs.stub(cls or "Counter", make_target("Counter", name, timeout, methods))
 
 
 def items(scene: Scene) -> list[Item]:
@@ -213,3 +215,52 @@ def test_a_disowned_caller_raises_at_once(scene: Scene, client: Client) -> None:
             stub.paint(*args)
     assert not scene.caller.pending
     assert not scene.flushes_wanted
+
+
+def test_stubs_of_one_class_share_its_methods_and_others_do_not(scene: Scene, client: Client) -> None:
+    one, other, typed = stub_of(client, "a"), stub_of(client, "b"), stub_of(client, "a", Board)
+    one.paint(1)
+    assert type(one) is type(other)
+    assert "paint" in vars(type(other))
+    assert "paint" not in vars(type(typed))
+    other.paint(2)
+    typed.paint(Point(3))
+    assert [(item.name, item.args) for item in items(scene)] == [("a", [1]), ("b", [2]), ("a", [{"x": 3}])]
+
+
+def test_classes_and_methods_beyond_their_limits_work_and_are_not_kept(scene: Scene) -> None:
+    client = Client(scene, replace(LIMITS, stub_classes_max=2, stub_methods_max=8))
+    stubs = [client.stubs.stub(f"Space{n}", make_target(f"Space{n}", "a", None, {})) for n in range(5)]
+    for stub in stubs:
+        for method in range(10):
+            getattr(stub, f"paint{method}")(method)
+    sent = [(item.namespace, item.method, item.args) for item in items(scene)]
+    assert sent == [(f"Space{n}", f"paint{m}", [m]) for n in range(5) for m in range(10)]
+    assert len(client.stubs._classes) <= 2
+    assert all(len(vars(type(stub))) <= 8 for stub in stubs)
+
+
+@pytest.mark.parametrize("name", ["mro", "increment", "route", "target", "count", "sender", "map"])
+def test_every_public_name_is_a_method_of_a_client_s_stub(scene: Scene, client: Client, name: str) -> None:
+    stub = stub_of(client, "a")
+    for _ in range(2):
+        getattr(stub, name)(1)
+    assert [(item.method, item.args) for item in items(scene)] == [(name, [1]), (name, [1])]
+
+
+@pytest.mark.parametrize("name", ["_private", "__secret", "__len__", "_perdure_nothing"])
+def test_a_name_with_an_underscore_is_no_method_of_it(client: Client, name: str) -> None:
+    with pytest.raises(AttributeError, match="only public methods"):
+        getattr(stub_of(client, "a"), name)
+
+
+def test_nothing_can_be_set_in_a_client_s_stub_and_a_copy_is_the_same(scene: Scene, client: Client) -> None:
+    stub = stub_of(client, "a")
+    for name in ("value", "_perdure_route", "__class__"):
+        with pytest.raises(AttributeError, match="cannot be set through a stub"):
+            setattr(stub, name, None)
+    copy.copy(stub).paint(1)
+    copy.deepcopy([stub])[0].paint(2)
+    assert [item.args for item in items(scene)] == [[1], [2]]
+    assert repr(stub) == "<stub of Counter/a>"
+    assert weakref.ref(stub)() is stub

@@ -37,6 +37,7 @@ _FIELDS: Final = frozenset({int, str, bool, bytes})
 """Equal values of these types are the same value."""
 _PLACES_A_LIFE: Final = 20
 _FORMAT_1: Final = FORMAT << 32
+_set_current: Final = CURRENT.set
 
 
 class QuickTurns(Refusals):
@@ -47,6 +48,9 @@ class QuickTurns(Refusals):
         self._timeout_max_ms = settings.limits.call_timeout_max_s * 1000
         self._used_grain_s = settings.idle_evict_s / _PLACES_A_LIFE
         """So old may an object's place in the order of use be: to move it touches four others' memory."""
+        self._recent = 0.0
+        """A time in seconds not older than that, which the objects in use share: one that has it is known by
+        its identity, without a look at its value."""
         self._quick_reply_bytes = min(self._large_reply_bytes, settings.limits.reply_window_bytes_max)
         self._reply_all = self.reply_all
 
@@ -73,7 +77,7 @@ class QuickTurns(Refusals):
         self, peer: Peer, client: Client, items: list[Any], base: float, now: float, size: int | None
     ) -> None:
         """Calls come in; whatever one of them does, the others are taken."""
-        get, note, page, set_current = self.live.get, self._note, self._page, CURRENT.set
+        get, note, page, recent = self.live.get, self._note, self._page, self._recent_at(now)
         is_open = not (peer.raw or self.draining or self.peers.full) and client.flush > 0
         for item in items:
             try:
@@ -100,8 +104,8 @@ class QuickTurns(Refusals):
                     self._on_call(peer, client, item, base, now, size)
                     continue
                 client.highest = sequence
-                if now - resident.used > self._used_grain_s:
-                    resident.used = now
+                if resident.used is not recent:
+                    resident.used = recent
                     self.live.move_to_end(key)
                 if not method.quick:
                     self.run_turn(resident, peer, sequence, method, args, kwargs, deadline, None, client)
@@ -113,7 +117,7 @@ class QuickTurns(Refusals):
                     continue
                 self.turns += 1
                 resident.turn = turn
-                set_current(turn)
+                _set_current(turn)
                 context = copy_context()
                 result = failure = None
                 try:
@@ -139,6 +143,11 @@ class QuickTurns(Refusals):
             except BaseException as error:  # of one call, and none of the others'
                 self._on_odd_call(peer, client, item, base, now, size, error)
         self._pause_if_full()
+
+    def _recent_at(self, now: float) -> float:
+        if now - self._recent > self._used_grain_s:
+            self._recent = now
+        return self._recent
 
     def _bind(self, resident: Resident, turn: Turn, args: list[Any]) -> Sequence[Any] | None:
         """What the method is called with; None when that does not fit, and its caller is told."""
@@ -213,7 +222,7 @@ class QuickTurns(Refusals):
             record = header.to_bytes(HEADER_BYTES, "big") + encoded
             groups.batch_put(row, record)
             groups.open_bytes += len(row) + len(record)
-            resident.saved[changed] = value
+            resident.saved = (value,) if index == 0 else resident.saved_with(changed, value)
             group = resident.ticket = groups.group
             part = client.part
             if part is None:

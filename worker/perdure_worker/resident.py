@@ -103,8 +103,9 @@ class Resident:
         """None while nothing waits."""
         self.ticket = 0
         """The last commit group that this object's writes joined."""
-        self.saved: list[Any] = []
-        """Of each durable field what storage has, or will have: the value, or `Encoded`."""
+        self.saved: tuple[Any, ...] = ()
+        """Of each durable field what storage has, or will have: the value, or `Encoded`.  A tuple and not a
+        list: its items are where it is, and each turn of one of many objects looks at them anew."""
         self.version = 0
         """The class's version that the object is stored with; 0 while nothing is stored."""
         self.named = False
@@ -144,6 +145,11 @@ class Resident:
         """Key of the object's row in the namespace's listing."""
         return keys.names_key(self.cls.namespace, self.name, self.key)
 
+    def saved_with(self, index: int, value: Any) -> tuple[Any, ...]:
+        """`saved` with another value of one durable field."""
+        saved = self.saved
+        return (*saved[:index], value, *saved[index + 1 :])
+
     def row_prefix(self) -> bytes:
         """The key prefix of all of this object's rows; kept, it would be a tenth of its memory."""
         return self.head + self.key
@@ -162,7 +168,7 @@ class Resident:
         cls = self.cls.cls
         instance = cls.__new__(cls)
         self.instance = instance
-        self.saved = saved = []
+        saved: list[Any] = []
         for field in self.cls.fields:
             payload_or_none = stored.pop(field.name, None)
             if payload_or_none is None:
@@ -176,6 +182,7 @@ class Resident:
                 value = field.load(codec.decode(payload_or_none))
                 saved.append(value if field.immutable(value) else Encoded(payload_or_none))
             _fill(instance, field.name, value)
+        self.saved = tuple(saved)
         if migrates:
             return old | {name: codec.decode(payload) for name, payload in stored.items()}
         for name in stored:
@@ -219,7 +226,8 @@ class Resident:
         for index, field in enumerate(self.cls.fields):
             value = field.default()
             _fill(self.instance, field.name, value)
-            self.saved[index] = value if field.immutable(value) else Encoded(codec.encode(field.dump(value)))
+            saved = value if field.immutable(value) else Encoded(codec.encode(field.dump(value)))
+            self.saved = self.saved_with(index, saved)
 
     def changed_fields(self, pack: Callable[[Any], bytes], size_max: int) -> list[Change] | None:
         """What differs from what is saved; None if nothing.  Changes nothing itself.

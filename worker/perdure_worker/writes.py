@@ -70,7 +70,7 @@ class Writes(Answers, ABC):
             settings.limits.alarms_max,
             settings.limits.name_bytes_max,
         )
-        self.undo: dict[bytes, list[Any]] = {}
+        self.undo: dict[bytes, tuple[Any, ...]] = {}
         """Of objects whose turn has called delete_all: `Resident.saved` as it was before."""
         self.paused = False
         """Whether new turns wait because too many bytes wait for the disk."""
@@ -121,11 +121,11 @@ class Writes(Answers, ABC):
             self._join_storage(resident, resident.storage, bool(changes))
         elif not resident.named:
             self._put_name(resident, prefix)
-        rows, saved, put = resident.cls.field_rows, resident.saved, groups.put
+        rows, put = resident.cls.field_rows, groups.put
         for index, remember, encoded in changes:
             key = prefix + rows[index]
             put(key, seal(key, encoded))
-            saved[index] = remember
+            resident.saved = resident.saved_with(index, remember)
         resident.ticket = groups.group
         if groups.uncommitted_bytes > self.limits.uncommitted_bytes_max:
             self.paused = True
@@ -271,7 +271,7 @@ class Writes(Answers, ABC):
         return resident.storage
 
     def _on_delete_all(self, resident: Resident) -> None:
-        self.undo.setdefault(resident.key, list(resident.saved))
+        self.undo.setdefault(resident.key, resident.saved)
         resident.reset_fields()
         # Rows that are on their way to the disk are not found by looking there: delete them by name.
         prefix, storage = resident.row_prefix(), self.storage_of(resident)
